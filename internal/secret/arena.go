@@ -154,7 +154,7 @@ func protectedChunk(n int) ([]byte, Protection) {
 // secretMemory maps memfd_secret(2) memory and touches it, since a limit shows
 // only then.
 func secretMemory(n int) ([]byte, error) {
-	fd, err := unix.MemfdSecret(unix.FD_CLOEXEC)
+	fd, err := unix.MemfdSecret(unix.O_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,64 @@
+# make run       a whole broker with an issuer to play with, until Ctrl-C
+# make test      everything that needs nothing but Go
+# make test-real the integration suite against real servers, which it installs into .real
+# make check     format, vet, lint, floor plan, generated files
+# make bench     the consumer socket beside its references
+
+SHELL := /bin/bash
+GO ?= go
+VERSION ?= $(shell git describe --tags --always 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOLANGCI := v2.15.0
+GOVULNCHECK := v1.6.0
+TOOLS := $(CURDIR)/.tools
+PACKAGES := ./...
+
+.PHONY: run build test test-real check lint generate bench vuln clean
+
+run: build
+	dist/broker demo
+
+build:
+	@mkdir -p dist
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o dist/ ./cmd/broker ./cmd/brokerd
+
+test:
+	$(GO) test -race -timeout 10m $(PACKAGES)
+
+test-real: build
+	integration/run.sh
+
+check: lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags real ./...
+	$(GO) test -run 'TestFloorPlan' ./internal/floorplan
+	$(GO) generate ./...
+	@git diff --exit-code -- configs api || { echo "generated files were out of date: commit the difference"; exit 1; }
+	$(MAKE) vuln
+
+lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
+	$< run ./...
+
+$(TOOLS)/golangci-lint-$(GOLANGCI):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv $(TOOLS)/golangci-lint $@
+
+$(TOOLS)/govulncheck-$(GOVULNCHECK):
+	GOBIN=$(TOOLS) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK)
+	mv $(TOOLS)/govulncheck $@
+
+# The vulnerability database is a web service: where it is out of reach, say so
+# rather than pass.
+vuln: $(TOOLS)/govulncheck-$(GOVULNCHECK)
+	@if curl -sSf -m 10 -o /dev/null https://vuln.go.dev/index/modules.json; then $< ./...; \
+	else echo "NOT CHECKED: the vulnerability database cannot be reached from here; nothing is known about known vulnerabilities"; fi
+
+generate:
+	$(GO) generate ./...
+
+bench: build
+	$(GO) run ./bench
+
+clean:
+	rm -rf dist .real .tools
