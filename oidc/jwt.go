@@ -1,0 +1,175 @@
+package oidc
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+const (
+	maxSkew = time.Minute     // how much of the measured skew is allowed for
+	grace   = 2 * time.Second // times in a JWT and in Date are whole seconds
+)
+
+// claims are the few members of a JWT that are looked at (RFC 7519 §4.1).
+// Times are seconds since 1970; 0 means absent.
+type claims struct {
+	iss, jti      string
+	exp, iat, nbf float64
+}
+
+// inspect looks at an access token. One that is no JWT says nothing. The
+// claims of one that is are believed as far as they shorten its life or name it
+// in records; where the issuer's keys are configured, it is checked as a whole.
+// lives is the token's lifetime in seconds, 0 if it does not say.
+func (c *Client) inspect(ctx context.Context, a *answer, token []byte) (cl claims, lives float64, err error) {
+	payload, ok := jwtPayload(token)
+	if !ok {
+		return claims{}, 0, nil
+	}
+	cl = parseClaims(payload)
+	clear(payload)
+	if c.keys != nil {
+		if err := c.verify(ctx, a, token, cl); err != nil {
+			return claims{}, 0, err
+		}
+	}
+	if cl.exp == 0 {
+		return cl, 0, nil
+	}
+	from := cl.iat
+	if from == 0 {
+		from = float64(a.sent.Wall.Add(a.skew()).Unix())
+	}
+	if lives = cl.exp - from; lives < 1 {
+		return claims{}, 0, a.protocol(a.clockHint(), "the token ends before it starts")
+	}
+	return cl, lives, nil
+}
+
+// jwtPayload says whether token is a JWS in compact form (RFC 7515 §7.1) and
+// gives its payload, which is empty if it cannot be read.
+func jwtPayload(token []byte) ([]byte, bool) {
+	parts := bytes.Split(token, []byte{'.'})
+	if len(parts) != 3 {
+		return nil, false
+	}
+	header, err := base64.RawURLEncoding.AppendDecode(nil, parts[0])
+	if err != nil || !bytes.HasPrefix(bytes.TrimSpace(header), []byte{'{'}) {
+		return nil, false
+	}
+	payload, err := base64.RawURLEncoding.AppendDecode(nil, parts[1])
+	if err != nil {
+		return nil, true
+	}
+	return payload, true
+}
+
+func parseClaims(payload []byte) (cl claims) {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(payload, &m) != nil {
+		return claims{}
+	}
+	iss, _ := text(m["iss"])
+	cl.iss = string(iss)
+	if jti, ok := text(m["jti"]); ok && printable(jti, maxJTI) {
+		cl.jti = string(jti)
+	}
+	cl.exp, _ = number(m["exp"])
+	cl.iat, _ = number(m["iat"])
+	cl.nbf, _ = number(m["nbf"])
+	return cl
+}
+
+// verify checks signature, iss, exp and nbf (RFC 9068 §4, RFC 8725 §3).
+func (c *Client) verify(ctx context.Context, a *answer, token []byte, cl claims) error {
+	// The object holds strings into token, so it must not outlive this call.
+	jws, err := jose.ParseSignedCompact(view(token), c.keys.algorithms)
+	if err != nil {
+		return a.protocol("the broker takes "+algorithmNames(c.keys.algorithms),
+			"the token is a JWT that is not signed with an allowed algorithm")
+	}
+	header := jws.Signatures[0].Header
+	keys, err := c.keys.get(ctx, header.KeyID)
+	if err != nil {
+		return err
+	}
+	found, signed := false, false
+	for _, k := range keys {
+		if header.KeyID != "" && k.KeyID != "" && k.KeyID != header.KeyID || k.Algorithm != "" && k.Algorithm != header.Algorithm {
+			continue
+		}
+		found = true
+		if _, err := jws.Verify(k.Key); err == nil {
+			signed = true
+			break
+		}
+	}
+	switch {
+	case !found:
+		return a.protocol("check that jwks_uri is the one that the issuer's metadata names", "the token is signed with a key that jwks_uri does not list")
+	case !signed:
+		return a.protocol("if this lasts, ask the issuer: somebody else may be answering in its place", "the token's signature is wrong")
+	case cl.iss != c.profile.Issuer:
+		return a.protocol("compare issuer with the issuer in its metadata document, to the letter", "the token is from another issuer")
+	case cl.exp == 0:
+		return a.protocol("", "the token is a JWT without exp")
+	}
+	now := a.received.Wall.Add(max(-maxSkew, min(a.skew(), maxSkew)))
+	if float64(now.Add(-grace).Unix()) >= cl.exp {
+		return a.protocol(a.clockHint(), "the token has already expired")
+	}
+	if float64(now.Add(grace).Unix()) < cl.nbf {
+		return a.protocol(a.clockHint(), "the token is not valid yet")
+	}
+	return nil
+}
+
+func (a *answer) clockHint() string {
+	switch s := a.skew().Truncate(time.Second); {
+	case s > 0:
+		return fmt.Sprintf("this machine's clock is %s behind the issuer's: check time synchronisation", s)
+	case s < 0:
+		return fmt.Sprintf("this machine's clock is %s ahead of the issuer's: check time synchronisation", -s)
+	}
+	return "the clocks agree: ask the issuer"
+}
+
+// allAlgorithms are those with a public key. With HMAC, whoever knows the
+// public key could sign (RFC 8725 §2.1).
+func allAlgorithms() []jose.SignatureAlgorithm {
+	return []jose.SignatureAlgorithm{jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
+		jose.ES256, jose.ES384, jose.ES512, jose.EdDSA}
+}
+
+func algorithms(names []string) ([]jose.SignatureAlgorithm, error) {
+	all := allAlgorithms()
+	if len(names) == 0 {
+		return all, nil
+	}
+	var out []jose.SignatureAlgorithm
+	for _, n := range names {
+		if !slices.Contains(all, jose.SignatureAlgorithm(n)) {
+			return nil, fmt.Errorf("%q is not possible: use %s", n, algorithmNames(all))
+		}
+		out = append(out, jose.SignatureAlgorithm(n))
+	}
+	return out, nil
+}
+
+func algorithmNames(algs []jose.SignatureAlgorithm) string {
+	s := ""
+	for i, a := range algs {
+		if i > 0 {
+			s += ", "
+		}
+		s += string(a)
+	}
+	return s
+}
