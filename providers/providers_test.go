@@ -124,7 +124,7 @@ func TestCheckOwner(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if real, err := os.Stat(file); err != nil || CheckOwner(real) != nil {
-		t.Errorf("our own file: %v, %v", err, CheckOwner(real))
+	if ours, err := os.Stat(file); err != nil || CheckOwner(ours) != nil {
+		t.Errorf("our own file: %v, %v", err, CheckOwner(ours))
 	}
 }

@@ -1,0 +1,143 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"credentialbroker/internal/clock"
+)
+
+func TestDiff(t *testing.T) {
+	const allow = "      - { user: 33, surfaces: [token], scopes: [read] }\n"
+	for _, c := range []struct{ name, from, to, want string }{
+		{"nothing", "", "", ""},
+		{"owner", "vacancies feed", "feed", `client vdab: owner.purpose: "vacancies feed" -> "feed"`},
+		{"entry added", allow, allow + "      - { user: batch }\n", "client vdab: allow: entry 3 added: { user: batch } (wider)"},
+		{"entry removed", allow, "", "client vdab: allow: entry 2 of before removed: { user: 33, scopes: [read], surfaces: [token] }"},
+		{"entry narrowed", "{ unit: php8.2-fpm.service, user: vacatures }", "{ unit: php8.2-fpm.service, user: vacatures, scopes: [x] }",
+			"client vdab: allow: entry 1 added: { user: vacatures, unit: php8.2-fpm.service, scopes: [x] }|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
+		{"entry widened", ", user: vacatures }", " }",
+			"client vdab: allow: entry 1 added: { unit: php8.2-fpm.service } (wider)|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
+		{"surface added", "[token]", "[token, api-key]",
+			"client vdab: allow: entry 2 added: { user: 33, scopes: [read], surfaces: [token, api-key] } (wider)|client vdab: allow: entry 2 of before removed: { user: 33, scopes: [read], surfaces: [token] }"},
+		{"key", "user: vacatures }", "user: vacatures, surfaces: [api-key] }",
+			"client vdab: allow: entry 1 added: { user: vacatures, unit: php8.2-fpm.service, surfaces: [api-key] } (wider)|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
+		{"container", "user: vacatures }", "user: vacatures, container: allow }",
+			"client vdab: allow: entry 1 added: { user: vacatures, unit: php8.2-fpm.service, container: allow } (wider)|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
+		{"secret", "path: vdab,", "path: vdab/prod,", "client vdab: secret: unit vdab + key -> unit vdab/prod + key (wider)"},
+		{"preset", "vdab-production", "vdab-test", `client vdab: preset: "vdab-production" -> "vdab-test"|client vdab: token_endpoint: "https://op-derden.vdab.be/isam/sps/oauth/oauth20/token" -> "https://op-derden-cbt.vdab.be/isam/sps/oauth/oauth20/token"`},
+		{"renamed", "  vdab:\n", "  vacancies:\n", "client vacancies: added (wider)|client vdab: removed"},
+		{"provider", "systemd: {}", "systemd: { directory: /c }", `provider unit: systemd.directory: unset -> "/c"`},
+		{"other provider", "systemd: {}", "exec: { command: [/bin/get] }", "provider unit: systemd: removed|provider unit: exec: added"},
+		{"admin", "providers:\n", "admin: { observe: [adm], operate: [] }\nproviders:\n", "admin.observe: unset -> [adm] (wider)"},
+		{"audit", "providers:\n", "audit: { retention: 30d }\nproviders:\n", "audit.retention: unset -> 30d"},
+		{"header", "    allow:", "    headers: { X-Id: \"{client_id}\" }\n    allow:", "client vdab: headers.X-Id: added (wider)"},
+		{"bound", "    allow:", "    scopes: [read]\n    allow:", "client vdab: scopes: unset -> [read]"},
+	} {
+		old, err := load(t, map[string]string{"broker.yaml": minimal})
+		if err != nil {
+			t.Fatal(err)
+		}
+		now, err := load(t, map[string]string{"broker.yaml": strings.Replace(minimal, c.from, c.to, 1)})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		var got []string
+		for _, change := range now.Diff(old) {
+			got = append(got, change.Text)
+			if change.Wider != strings.HasSuffix(change.Text, "(wider)") {
+				t.Errorf("%s: %+v", c.name, change)
+			}
+		}
+		if s := strings.Join(got, "|"); !strings.HasPrefix(s, c.want) || (c.want == "") != (s == "") || c.name != "preset" && s != c.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", c.name, s, c.want)
+		}
+		if c.name == "bound" {
+			if back := old.Diff(now); len(back) != 1 || !back[0].Wider {
+				t.Errorf("taking a bound away: %+v", back)
+			}
+		}
+	}
+}
+
+// someNames knows two users.
+type someNames struct{}
+
+func (someNames) User(name string) (uint32, error) {
+	if i := slices.Index([]string{"root", "vacatures"}, name); i >= 0 {
+		return uint32(i), nil
+	}
+	if name == "33" {
+		return 33, nil
+	}
+	return 0, fmt.Errorf("no user %s", name)
+}
+func (someNames) Group(name string) (uint32, error) { return 0, errors.New("no group " + name) }
+
+func TestWarnings(t *testing.T) {
+	entries := func(lines ...string) string {
+		head := minimal[:strings.Index(minimal, "      - {")]
+		return head + "      - " + strings.Join(lines, "\n      - ") + "\n"
+	}
+	leak := "leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: h, from: a@b.example } }\n"
+	for _, c := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"nothing to say", leak + minimal, nil},
+		{"no leak", minimal, []string{"no section leak"}},
+		{"no client", "audit: {}\n", []string{"no client is configured"}},
+		{"unknown user", leak + entries("{ user: gone }"), []string{"broker.yaml:12:9: the client \"vdab\": allow entry 1 matches nobody: user: no user gone"}},
+		{"unknown group", leak + entries("{ user: root, group: gone }"), []string{"matches nobody: group: no group gone"}},
+		{"mod_php", leak + entries("{ unit: apache2.service }"), []string{"every site of apache2.service"}},
+		{"pools", leak + entries("{ unit: php8.2-fpm.service }"), []string{"every pool of php8.2-fpm.service"}},
+		{"www-data", leak + entries("{ user: root }", "{ user: www-data }"), []string{"allow entry 2 matches nobody", "allow entry 2 matches everything that runs as www-data"}},
+		{"group", leak + entries("{ group: staff }"), []string{"nobody: group", "every member of the group staff"}},
+		{"interpreter", leak + entries("{ user: root, executable: /usr/bin/php8.2 }"), []string{"any script that /usr/bin/php8.2 runs"}},
+		{"identity", strings.Replace(leak+minimal, "systemd: {}", "file: { path: /s, identity_file: /i, insecure_identity: true }", 1), []string{"broker.yaml:4:3: the provider \"unit\" has insecure_identity"}},
+		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
+	} {
+		cfg, err := load(t, map[string]string{"broker.yaml": c.text})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		got := cfg.Warnings(someNames{})
+		ok := len(got) == len(c.want)
+		for i, w := range c.want {
+			ok = ok && strings.Contains(got[i].Error(), w)
+		}
+		if !ok {
+			t.Errorf("%s: %v, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestEgress(t *testing.T) {
+	c, err := load(t, map[string]string{"broker.yaml": minimal + `
+    issuer: https://op-derden.vdab.be
+    jwks_uri: https://keys.vdab.be:8443/jwks
+  two:
+    preset: vdab-test
+    proxy: http://proxy.corp.example
+    secret: { provider: unit, path: two }
+    owner: { contact: a@b.example, purpose: x }
+    allow: [{ user: root }]
+leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: smtp.corp.example, from: a@b.example } }
+`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := c.Egress(clock.System{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(all)
+	want := "[{keys.vdab.be:8443  [client vdab: keys]} {op-derden-cbt.vdab.be:443 proxy.corp.example:80 [client two: token endpoint]} " +
+		"{op-derden.vdab.be:443  [client vdab: token endpoint]} {smtp.corp.example:587  [leak: mail relay]}]"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

@@ -1,0 +1,228 @@
+// Package configs reads the configuration strictly, and holds what ships with
+// it: presets, examples, the JSON Schema for editors, units.
+//
+// [Load] gives a whole configuration or every mistake of every file. Each
+// section's type belongs to the package that it configures; this one only
+// composes them.
+package configs
+
+//go:generate env UPDATE=1 go test -count=1 -run TestSchemaIsUpToDate .
+
+import (
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/outbound"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+	"credentialbroker/providers/exec"
+	"credentialbroker/providers/file"
+	"credentialbroker/providers/systemd"
+)
+
+// Config is a whole configuration: broker.yaml and the files of clients.d
+// beside it.
+type Config struct {
+	// Providers are the secrets managers, by a name of your choice.
+	Providers map[string]Provider `yaml:"providers"`
+	// Clients are the registered OAuth clients, by the name that consumers
+	// use. Each may have a file of its own in clients.d, which then holds
+	// clients: with this one key.
+	Clients map[string]Client `yaml:"clients"`
+	// Leak says who reports a leak, and how. Missing: leaks cannot be
+	// reported by mail.
+	Leak *Leak `yaml:"leak"`
+	// Audit is the audit log.
+	Audit audit.Config `yaml:"audit"`
+	// Admin says who may administer the daemon.
+	Admin Admin `yaml:"admin"`
+	// Limits bound what one user of the machine may do.
+	Limits Limits `yaml:"limits"`
+	// Sockets are the daemon's own; under systemd its units say more.
+	Sockets Sockets `yaml:"sockets"`
+	// State is the directory of audit log, incidents and budgets. Missing:
+	// /var/lib/credential-broker for root or under systemd, else
+	// credential-broker in $XDG_STATE_HOME.
+	State string `yaml:"state"`
+
+	file string // broker.yaml itself
+}
+
+// Provider is one secrets manager: exactly one of its keys is set.
+type Provider struct {
+	// Vault is HashiCorp Vault or OpenBao.
+	Vault *vaultConfig `yaml:"vault"`
+	// AWS is AWS Secrets Manager.
+	AWS *awsConfig `yaml:"aws"`
+	// Azure is Azure Key Vault.
+	Azure *azureConfig `yaml:"azure"`
+	// GCP is Google Cloud Secret Manager.
+	GCP *gcpConfig `yaml:"gcp"`
+	// File is a directory of age-encrypted files.
+	File *file.Config `yaml:"file"`
+	// Systemd is the sealed credentials of the daemon's own unit.
+	Systemd *systemd.Config `yaml:"systemd"`
+	// Exec is any other manager: a command that prints a bundle as JSON.
+	Exec *exec.Config `yaml:"exec"`
+
+	at place // in the file
+}
+
+// Client is one registered OAuth client.
+type Client struct {
+	// Preset names the settings to start from: broker presets lists them;
+	// oauth2 is for a server that has none of its own.
+	Preset string `yaml:"preset" check:"required" hint:"broker presets lists them; oauth2 is for any other server"`
+	// Secret is where the client's fields are.
+	Secret Secret `yaml:"secret" check:"required" hint:"as in secret: { provider: NAME, path: PATH }"`
+	// Owner is who answers for the client.
+	Owner Owner `yaml:"owner" check:"required" hint:"as in owner: { contact: team@example.org, purpose: what it is for }"`
+	// Allow lists who may use the client. No entry, no access.
+	Allow []access.Entry `yaml:"allow" check:"required" hint:"as in allow: [{ unit: NAME.service, user: NAME }]: without an entry nobody may use it"`
+	// Scopes bounds what may be asked for. Missing: the issuer decides.
+	Scopes []string `yaml:"scopes"`
+	// Audiences bounds the audiences and resources that may be asked for.
+	// Missing: none may.
+	Audiences []string `yaml:"audiences"`
+	// KeepWarm renews the token even if nobody reads it.
+	KeepWarm bool `yaml:"keep_warm"`
+	// Hosts is how many hosts use this client: they share its budget of
+	// failed authentications. Zero: 1.
+	Hosts int `yaml:"hosts"`
+	// Settings are the preset's, each replaced where the client sets its own.
+	Settings `yaml:",inline"`
+
+	at      place   // in the file
+	entries []place // of each allow entry
+}
+
+// Secret names a secret in one of the configured managers.
+type Secret struct {
+	// Provider is a key of providers.
+	Provider       string `yaml:"provider" check:"required" hint:"name a key of providers:"`
+	providers.Spec `yaml:",inline"`
+}
+
+// Owner answers for a client (OWASP Secrets Management Cheat Sheet §2.11).
+type Owner struct {
+	// Contact is an address at which the owner is reached.
+	Contact string `yaml:"contact" check:"required" hint:"an address that outlives a person: team@example.org"`
+	// Purpose says what the client is for.
+	Purpose string `yaml:"purpose" check:"required" hint:"one line: what stops when this client stops?"`
+}
+
+// Settings say how to use one issuer. Presets state them with their sources.
+type Settings struct {
+	oidc.Profile `yaml:",inline"`
+	// Grant is how a token is had. Missing: client_credentials.
+	Grant string `yaml:"grant" check:"client_credentials|authorization_code|self_signed"`
+	// Requires lists the fields that every version of the bundle must have.
+	Requires []string `yaml:"requires"`
+	// Headers are what a call to the API needs, by name: text with
+	// {access_token} and {FIELD} of the bundle. An empty text drops a header
+	// of the preset.
+	Headers map[string]string `yaml:"headers"`
+	// Scope is asked for when a consumer asks for none. Missing: the issuer's
+	// own default.
+	Scope string `yaml:"scope"`
+	// Audience is asked for when a consumer asks for none. Missing: none.
+	Audience string `yaml:"audience"`
+	// Resource is asked for when a consumer asks for none (RFC 8707).
+	// Missing: none.
+	Resource string `yaml:"resource"`
+	// Prove is how a new bundle is proved before it serves: mint a token,
+	// refresh one, probe the API, or none. Missing: mint.
+	Prove string `yaml:"prove" check:"mint|refresh|probe|none"`
+	// Secrets says whether the issuer lets two secrets live at once. Missing:
+	// unknown.
+	Secrets string `yaml:"secrets" check:"one|two|unknown"`
+	// Rotation says how the client's secret is replaced.
+	Rotation Rotation `yaml:"rotation"`
+	// LeakContacts are the issuer's addresses for a leak.
+	LeakContacts []string `yaml:"leak_contacts"`
+}
+
+// Rotation says how and when a client's secret is replaced.
+type Rotation struct {
+	// Kind says who makes a new secret: the owner (self-service) or the
+	// issuer (by-request). Missing: by-request.
+	Kind string `yaml:"kind" check:"self-service|by-request"`
+	// Steps tell a person what to do at this issuer.
+	Steps []string `yaml:"steps"`
+	// MaxAge is how old a secret may become; status warns at 80 %. Missing:
+	// any age.
+	MaxAge clock.Duration `yaml:"max_age"`
+	// Settle is how long a bundle from several secrets has to stay the same
+	// before it counts. Missing: 30s.
+	Settle clock.Duration `yaml:"settle"`
+	// Poll is how often the manager is asked for a new version. Missing: 1m.
+	Poll clock.Duration `yaml:"poll"`
+	// Accept is unproved to let a new version serve that cannot be proved.
+	// Missing: an administrator has to accept it.
+	Accept string `yaml:"accept" check:"unproved"`
+}
+
+// Leak says who reports a leak, and how.
+type Leak struct {
+	// Organisation is the one whose credentials these are.
+	Organisation Organisation `yaml:"organisation" check:"required" hint:"as in organisation: { name: NAME, kbo: NUMBER }"`
+	// OnCall is whom the issuer can call at any hour.
+	OnCall Person `yaml:"on_call" check:"required" hint:"as in on_call: { name: NAME, phone: NUMBER }"`
+	// SMTP is the mail relay.
+	SMTP SMTP `yaml:"smtp" check:"required" hint:"as in smtp: { host: smtp.example.org, from: security@example.org }"`
+	// CopyTo are addresses that get a copy, and what an issuer does not get:
+	// who on this host held what.
+	CopyTo []string `yaml:"copy_to"`
+}
+
+// Organisation is named in reports.
+type Organisation struct {
+	Name string `yaml:"name" check:"required"` // as registered
+	KBO  string `yaml:"kbo"`                   // its number in the Belgian register; missing: left out
+}
+
+// Person is whom somebody can call.
+type Person struct {
+	Name  string `yaml:"name" check:"required"`  // or the duty's
+	Phone string `yaml:"phone" check:"required"` // with the country: +32 2 000 00 00
+}
+
+// SMTP is a mail relay.
+type SMTP struct {
+	// Host is the relay's name.
+	Host string `yaml:"host" check:"required"`
+	// Port is 587 (STARTTLS), 465 (TLS at once) or another with STARTTLS.
+	// Zero: 587.
+	Port uint16 `yaml:"port"`
+	// From is the sender's address.
+	From string `yaml:"from" check:"required"`
+	// ReplyTo is a person's or team's address. Missing: From.
+	ReplyTo string `yaml:"reply_to"`
+	// Secret holds username and password. Missing: the relay asks for none.
+	Secret *Secret `yaml:"secret"`
+	// CAFile and Proxy as everywhere.
+	outbound.Config `yaml:",inline"`
+}
+
+// Admin says who may administer the daemon, by groups of the machine (names or
+// numbers). Root may always.
+type Admin struct {
+	Observe  []string `yaml:"observe"`  // status, metrics, audit; missing: root alone
+	Operate  []string `yaml:"operate"`  // rotate, reload, intake, and what observe may; missing: root alone
+	Incident []string `yaml:"incident"` // declare and contain a leak; missing: root alone
+}
+
+// Limits bound what one user of the machine may do, so that the others are
+// served whatever it does.
+type Limits struct {
+	ConnectionsPerUser int `yaml:"connections_per_user"` // open at once; zero: 1000
+	RequestsPerSecond  int `yaml:"requests_per_second"`  // of one user, twice that for a moment; zero: 2000
+	Connections        int `yaml:"connections"`          // of all users; zero: 20000
+}
+
+// Sockets are paths of the daemon's sockets when no socket unit hands them to
+// it.
+type Sockets struct {
+	Consumer string `yaml:"consumer"` // missing: /run/credential-broker/broker.sock, or the same under $XDG_RUNTIME_DIR
+	Admin    string `yaml:"admin"`    // missing: admin.sock beside it
+}

@@ -1,0 +1,105 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/outbound"
+	"credentialbroker/providers"
+)
+
+// A Destination is a host that the daemon connects to.
+type Destination struct {
+	Address string   `json:"address"`       // host:port
+	Via     string   `json:"via,omitempty"` // the proxy's host:port; empty: direct
+	For     []string `json:"for"`           // "client vdab: token endpoint" …
+}
+
+// Egress lists every host that the configuration makes the daemon connect to,
+// for the firewall request, in order. Its error joins those of managers whose
+// hosts are not known; the others are listed all the same.
+func (c *Config) Egress(clk clock.Clock) ([]Destination, error) {
+	e := &egress{found: map[[2]string]*Destination{}}
+	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
+		e.provider(name, c.Providers[name], clk)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		s := c.Clients[name].Settings
+		e.url(s.TokenEndpoint, s.Proxy, "client "+name+": token endpoint")
+		e.url(s.JWKSURI, s.Proxy, "client "+name+": keys")
+	}
+	if l := c.Leak; l != nil {
+		port := l.SMTP.Port
+		if port == 0 {
+			port = 587
+		}
+		e.add(net.JoinHostPort(l.SMTP.Host, strconv.Itoa(int(port))), l.SMTP.Proxy, "leak: mail relay")
+	}
+	var all []Destination
+	for _, key := range slices.SortedFunc(maps.Keys(e.found), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		all = append(all, *e.found[key])
+	}
+	return all, errors.Join(e.errs...)
+}
+
+type egress struct {
+	found map[[2]string]*Destination // by address and proxy
+	errs  []error
+}
+
+func (e *egress) provider(name string, p Provider, clk clock.Clock) {
+	open, err := p.Open(clk)
+	if err != nil {
+		e.errs = append(e.errs, fmt.Errorf("provider %s: %w", name, err))
+		return
+	}
+	defer open.Close()
+	_, set := p.sections()
+	proxy := ""
+	if f := reflect.Indirect(reflect.ValueOf(set[0])).FieldByName("Config"); f.IsValid() {
+		if o, ok := f.Interface().(outbound.Config); ok {
+			proxy = o.Proxy
+		}
+	}
+	if p, ok := open.(providers.Egress); ok {
+		for _, address := range p.Endpoints() {
+			e.add(address, proxy, "provider "+name)
+		}
+	}
+}
+
+func (e *egress) url(text, proxy, why string) {
+	if u, err := url.Parse(text); err == nil && u.Host != "" {
+		e.add(hostPort(u), proxy, why)
+	}
+}
+
+func (e *egress) add(address, proxy, why string) {
+	key := [2]string{address, ""}
+	if u, err := url.Parse(proxy); err == nil && u.Host != "" {
+		key[1] = hostPort(u)
+	}
+	if e.found[key] == nil {
+		e.found[key] = &Destination{Address: address, Via: key[1]}
+	}
+	e.found[key].For = append(e.found[key].For, why)
+}
+
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	switch {
+	case port != "":
+	case u.Scheme == "http":
+		port = "80"
+	default:
+		port = "443"
+	}
+	return net.JoinHostPort(u.Hostname(), port)
+}

@@ -1,0 +1,13 @@
+//go:build !no_azure
+
+package configs
+
+import (
+	"credentialbroker/internal/clock"
+	"credentialbroker/providers"
+	"credentialbroker/providers/azure"
+)
+
+type azureConfig = azure.Config
+
+func openAzure(c azureConfig, clk clock.Clock) (providers.Provider, error) { return azure.Open(c, clk) }

@@ -1,0 +1,13 @@
+//go:build !no_gcp
+
+package configs
+
+import (
+	"credentialbroker/internal/clock"
+	"credentialbroker/providers"
+	"credentialbroker/providers/gcp"
+)
+
+type gcpConfig = gcp.Config
+
+func openGCP(c gcpConfig, clk clock.Clock) (providers.Provider, error) { return gcp.Open(c, clk) }

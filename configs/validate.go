@@ -1,0 +1,310 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/mail"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/outbound"
+	"credentialbroker/oidc"
+)
+
+// Rules of this file:
+//   - what a section means is checked by the package that owns it; here are
+//     the references between sections and what no other package sees;
+//   - a section that was not decoded whole is not checked: its mistakes are
+//     reported already.
+
+// A checker reports at paths.
+type checker struct {
+	*report
+	c *Config
+	// whole: every file could be decoded; else a missing name may be in one
+	// that could not.
+	whole bool
+}
+
+func (c *Config) validate(r *report, whole bool) {
+	k := &checker{r, c, whole}
+	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
+		p := c.Providers[name]
+		p.at = k.kept("providers." + name)
+		c.Providers[name] = p
+		k.provider(name, p)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		client := c.Clients[name]
+		k.client(name, &client)
+		c.Clients[name] = client
+	}
+	k.owned("audit", c.Audit.Validate())
+	if c.Leak != nil {
+		k.leak(c.Leak)
+	}
+	for path, list := range map[string][]string{"admin.observe": c.Admin.Observe, "admin.operate": c.Admin.Operate, "admin.incident": c.Admin.Incident} {
+		for i, group := range list {
+			k.when(strings.TrimSpace(group) == "", fmt.Sprintf("%s[%d]", path, i), "the group has no name", "a group of this machine, by name or number", "")
+		}
+	}
+	for path, file := range map[string]string{"state": c.State, "sockets.consumer": c.Sockets.Consumer, "sockets.admin": c.Sockets.Admin} {
+		k.when(file != "" && !filepath.IsAbs(file), path, path+" is not an absolute path", "a path that begins with /", "")
+	}
+	k.when(len(c.Sockets.Consumer) > 107, "sockets.consumer", "the path is too long for a socket", "at most 107 bytes", "")
+	k.when(len(c.Sockets.Admin) > 107, "sockets.admin", "the path is too long for a socket", "at most 107 bytes", "")
+}
+
+// when reports what is wrong with the value at path. A key that is not written
+// has no wrong value: that it is missing is said elsewhere.
+func (k *checker) when(wrong bool, path, message, expected, hint string) {
+	if at, written := k.places[path]; wrong && written && !k.bad[path] && !k.judged[path] {
+		k.problem(at, path, message, expected, hint)
+	}
+}
+
+// always reports at path, or at the nearest place above it that is written.
+func (k *checker) always(path, message, expected, hint string) {
+	if !k.bad[path] {
+		k.problem(k.nearest(path), path, message, expected, hint)
+	}
+}
+
+func (k *checker) nearest(path string) place {
+	for p := path; p != ""; p = p[:max(0, strings.LastIndexAny(p, ".["))] {
+		if at, ok := k.places[p]; ok {
+			return at
+		}
+	}
+	return k.places[""]
+}
+
+// owned reports what the owner of a section says of it, unless the section
+// could not be read. Each of its errors may begin with the keys, joined by
+// dots, that it is about.
+func (k *checker) owned(path string, err error) {
+	if !k.bad[path] {
+		k.ownedOne(path, err)
+	}
+}
+
+func (k *checker) ownedOne(path string, err error) {
+	var joined interface{ Unwrap() []error }
+	switch {
+	case err == nil:
+		return
+	case errors.As(err, &joined):
+		for _, e := range joined.Unwrap() {
+			k.ownedOne(path, e)
+		}
+		return
+	}
+	text := strings.TrimPrefix(err.Error(), lastKey(path)+": ")
+	at, rest := path, text
+	for {
+		m := k.re.leadingKey.FindStringSubmatchIndex(rest)
+		if m == nil {
+			break
+		}
+		deeper := join(at, rest[m[2]:m[3]])
+		if _, written := k.places[deeper]; !written {
+			break
+		}
+		at, rest = deeper, rest[m[1]:]
+	}
+	if k.judged[at] {
+		return
+	}
+	between, hint := ": ", ""
+	if k.re.leadingKey.MatchString(text) {
+		between = "."
+		if at == path && strings.HasPrefix(path, "clients.") && !strings.HasSuffix(text, "missing") {
+			hint = "the client does not set this key: its preset does"
+		}
+	}
+	k.problem(k.nearest(at), at, path+between+text, "", hint)
+}
+
+// kept is a place for later, which does not keep the file's text in memory.
+func (k *checker) kept(path string) place {
+	at := k.places[path]
+	if at.file != nil {
+		at.file = &source{name: at.file.name}
+	}
+	return at
+}
+
+func (k *checker) name(path, name string) {
+	k.when(!k.re.name.MatchString(name), path, fmt.Sprintf("%s is no name here", quote(name)), "up to 63 of a-z 0-9 - _, the first one a letter or digit", "")
+}
+
+func (k *checker) provider(name string, p Provider) {
+	path := join("providers", name)
+	k.name(path, name)
+	kinds, set := p.sections()
+	switch {
+	case k.bad[path] && len(kinds) != 1:
+	case len(kinds) == 0:
+		k.always(path, subject(path)+" names no secrets manager", "one of the keys vault, aws, azure, gcp, file, systemd or exec", "")
+	case len(kinds) > 1:
+		k.always(path, subject(path)+" names "+list(kinds, "and"), "one secrets manager", "make each a provider with a name of its own")
+	default:
+		k.owned(join(path, kinds[0]), set[0].Validate())
+	}
+}
+
+func (k *checker) client(name string, c *Client) {
+	path := join("clients", name)
+	c.at = k.kept(path)
+	k.name(path, name)
+	k.secret(join(path, "secret"), c.Secret)
+	k.when(strings.TrimSpace(c.Owner.Contact) == "", path+".owner.contact", "the owner's contact is empty", "", "an address that outlives a person: team@example.org")
+	k.when(strings.TrimSpace(c.Owner.Purpose) == "", path+".owner.purpose", "the purpose is empty", "", "one line: what stops when this client stops?")
+	k.when(len(c.Allow) == 0, path+".allow", "the allow list is empty: nobody may use the client", "at least one entry", "as in allow: [{ unit: NAME.service, user: NAME }]")
+	_, errs := access.Compile(c.Allow, access.Limits{Scopes: c.Scopes, Audiences: c.Audiences}, nil)
+	for _, err := range errs {
+		k.entry(path, err)
+	}
+	for i := range c.Allow {
+		c.entries = append(c.entries, k.kept(fmt.Sprintf("%s.allow[%d]", path, i)))
+	}
+	k.settings(path, c)
+}
+
+func (k *checker) entry(path string, err error) {
+	at, message := path+".allow", err.Error()
+	var e *access.EntryError
+	if errors.As(err, &e) {
+		at = fmt.Sprintf("%s[%d]", at, e.Entry)
+		message = fmt.Sprintf("allow entry %d: %v", e.Entry+1, e.Err)
+		if e.Key != "" {
+			at += "." + e.Key
+			message = fmt.Sprintf("allow entry %d: %s: %v", e.Entry+1, e.Key, e.Err)
+		}
+	}
+	k.always(at, message, "", "")
+}
+
+func (k *checker) secret(path string, s Secret) {
+	if _, written := k.places[path]; !written || k.bad[path] {
+		return
+	}
+	if _, ok := k.c.Providers[s.Provider]; !ok && k.whole {
+		names := slices.Sorted(maps.Keys(k.c.Providers))
+		hint := didYouMean(s.Provider, names)
+		if len(names) == 0 {
+			hint = "no provider is configured: add one under providers:"
+		}
+		k.always(path+".provider", "there is no provider "+quote(s.Provider), list(names, "or"), hint)
+	}
+	k.when(len(s.Refs()) == 0, path, "the secret has no path", "", "as in secret: { provider: NAME, path: PATH }")
+	for name := range s.Fields {
+		k.when(!k.re.field.MatchString(name), path+".fields."+name, "no field can be called "+quote(name), "a letter, then letters, digits and _", "")
+	}
+}
+
+func (k *checker) settings(path string, c *Client) {
+	s := &c.Settings
+	if s.Grant != "" && s.Grant != "client_credentials" && !k.bad[path+".grant"] {
+		at := path + ".grant"
+		if _, own := k.places[at]; !own {
+			at = path + ".preset"
+		}
+		k.always(at, "the grant "+s.Grant+" is not available in this version", "client_credentials", "")
+		return
+	}
+	unreadable := func(f field) bool { return k.bad[join(path, f.name)] }
+	if c.Preset != "" && !k.bad[path+".preset"] && !slices.ContainsFunc(k.fieldsOf(reflect.TypeFor[oidc.Profile]()), unreadable) {
+		k.ownedOne(path, s.Profile.Validate())
+	}
+	headers := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		if text := s.Headers[name]; text != "" {
+			k.header(path+".headers."+name, name, text, s.Requires)
+			headers[name] = text
+		}
+	}
+	if s.Headers != nil {
+		s.Headers = headers
+	}
+	for i, f := range s.Requires {
+		k.when(!k.re.field.MatchString(f), fmt.Sprintf("%s.requires[%d]", path, i), "no field can be called "+quote(f), "a letter, then letters, digits and _", "")
+	}
+	for i, a := range s.LeakContacts {
+		k.address(fmt.Sprintf("%s.leak_contacts[%d]", path, i), a)
+	}
+}
+
+// header checks a template: it may hold the token and fields that every
+// version of the bundle has, and never what authenticates the client.
+func (k *checker) header(path, name, text string, fields []string) {
+	if k.judged[path] {
+		return
+	}
+	k.when(!k.re.header.MatchString(name), path, quote(name)+" is no name of a header", "letters, digits and - (RFC 9110 §5.1)", "")
+	k.when(strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }), path, "the header has characters that no header may have", "printable ASCII", "")
+	names := slices.DeleteFunc(append([]string{"access_token"}, fields...), hidden)
+	rest := k.re.placeholder.ReplaceAllStringFunc(text, func(m string) string {
+		f := strings.Trim(m, "{}")
+		switch {
+		case hidden(f):
+			k.always(path, fmt.Sprintf("the header %s may not hold %s: no application gets what authenticates the client", name, m), "", "")
+		case !slices.Contains(names, f):
+			k.always(path, fmt.Sprintf("the header %s has the unknown placeholder %s", name, m), "{"+strings.Join(names, "}, {")+"}",
+				orElse(didYouMean(f, names), "a field has to be listed in requires:"))
+		}
+		return ""
+	})
+	k.when(strings.ContainsAny(rest, "{}"), path, "the header has a brace without its partner", "{access_token} or {FIELD}", "")
+}
+
+// hidden fields authenticate the client.
+func hidden(field string) bool {
+	return slices.Contains([]string{"client_secret", "private_key", "refresh_token"}, field)
+}
+
+func (k *checker) address(path, a string) {
+	parsed, err := mail.ParseAddress(a)
+	k.when(err != nil || parsed.Address != a, path, quote(a)+" is no mail address", "name@host", "")
+}
+
+func (k *checker) leak(l *Leak) {
+	if l.Organisation.KBO != "" {
+		k.when(!k.re.kbo.MatchString(l.Organisation.KBO), "leak.organisation.kbo", quote(l.Organisation.KBO)+" is no KBO number", "ten digits, as in 0123.456.789", "")
+	}
+	digits := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return r
+		}
+		return -1
+	}, l.OnCall.Phone)
+	k.when(len(digits) < 6, "leak.on_call.phone", quote(l.OnCall.Phone)+" is no telephone number", "as in +32 2 000 00 00", "")
+	k.when(!k.re.host.MatchString(l.SMTP.Host), "leak.smtp.host", quote(l.SMTP.Host)+" is no name of a host", "a name or address without scheme and port", "")
+	k.address("leak.smtp.from", l.SMTP.From)
+	if l.SMTP.ReplyTo != "" {
+		k.address("leak.smtp.reply_to", l.SMTP.ReplyTo)
+	}
+	if l.SMTP.Secret != nil {
+		k.secret("leak.smtp.secret", *l.SMTP.Secret)
+	}
+	k.proxy("leak.smtp.proxy", l.SMTP.Config)
+	for i, a := range l.CopyTo {
+		k.address(fmt.Sprintf("leak.copy_to[%d]", i), a)
+	}
+}
+
+func (k *checker) proxy(path string, c outbound.Config) {
+	_, err := c.ProxyURL()
+	k.when(err != nil, path, fmt.Sprint(err), "", "")
+}
+
+func orElse(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}

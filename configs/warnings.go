@@ -1,0 +1,107 @@
+package configs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"credentialbroker/internal/access"
+)
+
+// Warnings lists what works and may not be meant: names that this machine does
+// not know, entries that more programs match than one would think, identities
+// in the clear. names looks users and groups up.
+func (c *Config) Warnings(names access.Names) []Problem {
+	w := &warner{re: newPatterns()}
+	whole := place{file: &source{name: c.file}}
+	if len(c.Clients) == 0 {
+		w.warn(whole, "no client is configured: nobody gets anything", "add one under clients:, or a file in clients.d")
+	}
+	if c.Leak == nil && len(c.Clients) > 0 {
+		w.warn(whole, "there is no section leak: a leak cannot be reported by mail", "add leak: with organisation, on_call and smtp")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
+		if f := c.Providers[name].File; f != nil && f.InsecureIdentity {
+			w.warn(c.Providers[name].at, fmt.Sprintf("the provider %s has insecure_identity: whoever reads this disk, or a copy of it, reads the secrets", quote(name)),
+				"seal the identity with systemd-creds and name it "+credentialsVariable+"/NAME")
+		}
+	}
+	users := map[string]string{} // of each secret
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		client := c.Clients[name]
+		key := secretText(client.Secret)
+		if other := users[key]; other != "" {
+			w.warn(client.at, fmt.Sprintf("the clients %s and %s have one secret: who may use the one has what the other has, and a leak is a leak of both", quote(other), quote(name)), "")
+		}
+		users[key] = name
+		w.client(name, client, names)
+	}
+	return w.found
+}
+
+type warner struct {
+	re    *patterns
+	found []Problem
+}
+
+func (w *warner) warn(at place, message, hint string) {
+	w.found = append(w.found, w.re.problem(at, message, "", hint))
+}
+
+func (w *warner) client(name string, c Client, names access.Names) {
+	_, errs := access.Compile(c.Allow, access.Limits{Scopes: c.Scopes, Audiences: c.Audiences}, names)
+	for _, err := range errs {
+		var e *access.EntryError
+		if errors.As(err, &e) && errors.Is(err, access.ErrUnresolved) {
+			w.warn(c.entry(e.Entry), fmt.Sprintf("the client %s: allow entry %d matches nobody: %s: %v", quote(name), e.Entry+1, e.Key, e.Err), "")
+		}
+	}
+	for i, e := range c.Allow {
+		if who := sharers(e); who != "" {
+			w.warn(c.entry(i), fmt.Sprintf("the client %s: allow entry %d matches %s", quote(name), i+1, who), "")
+		}
+	}
+}
+
+// entry is where an allow entry stands.
+func (c Client) entry(i int) place {
+	if i < len(c.entries) {
+		return c.entries[i]
+	}
+	return c.at
+}
+
+// sharers says who matches an entry beyond what its writer may think of; empty:
+// nobody.
+func sharers(e access.Entry) string {
+	unit := strings.TrimSuffix(e.Unit, ".service")
+	switch {
+	case e.Executable != "" && interpreter(path.Base(e.Executable)):
+		return "any script that " + e.Executable + " runs for them"
+	case e.User != "" && e.Unit != "":
+		return ""
+	case slices.Contains([]string{"apache2", "httpd", "nginx", "lighttpd"}, unit):
+		return "every site of " + e.Unit + ": with mod_php or CGI all of them run in it; sites apart need a user each (php-fpm pools) or a unit each"
+	case strings.Contains(unit, "php") && strings.Contains(unit, "fpm"):
+		return "every pool of " + e.Unit + "; add user: to name one pool"
+	case unit == "cron" || unit == "crond":
+		return "every user's cron jobs; add user: to name one user"
+	case strings.HasPrefix(unit, "tomcat") || strings.HasPrefix(unit, "jetty") || strings.HasPrefix(unit, "wildfly"):
+		return "every application in " + e.Unit
+	case slices.Contains([]string{"www-data", "apache", "nginx", "http", "wwwrun", "httpd"}, e.User):
+		return "everything that runs as " + e.User + ": every mod_php site shares this user"
+	case slices.Contains([]string{"nobody", "daemon", "nogroup"}, e.User) || slices.Contains([]string{"nogroup", "nobody"}, e.Group):
+		return "every service that runs as nobody in particular"
+	case e.Group != "" && e.User == "" && e.Unit == "":
+		return "every program of every member of the group " + e.Group
+	}
+	return ""
+}
+
+func interpreter(name string) bool {
+	name = strings.TrimRight(name, "0123456789.-")
+	return slices.Contains([]string{"sh", "bash", "dash", "zsh", "php", "php-fpm", "python", "perl", "ruby", "node", "nodejs", "java", "env", "curl", "busybox"}, name)
+}
