@@ -1,0 +1,282 @@
+package broker
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/rotation"
+)
+
+// Rules of this file: nothing is released without a record. The first
+// hand-over to a process is durable before it happens; repeats are counted and
+// written every minute.
+
+const (
+	manyRecipients = 10_000 // of one token; further ones are recorded by user and unit
+	recordTimeout  = 10 * time.Second
+)
+
+// recipients are the processes that have a token.
+type recipients struct {
+	mu sync.RWMutex
+	m  map[recipient]*share
+}
+
+type recipient struct {
+	pid     int32
+	start   uint64
+	uid     uint32
+	unit    string // only where pid is 0
+	surface access.Surface
+}
+
+// share is one recipient's part.
+type share struct {
+	recorded chan struct{} // closed when the first hand-over is durable, or failed
+	err      error         // valid once recorded is closed
+	caller   audit.Caller
+	n        atomic.Int64 // hand-overs
+	last     atomic.Int64 // Unix nanoseconds of the latest
+	written  int64        // of n, flush's own
+	since    int64        // last at the previous flush
+}
+
+// handOver records that c gets what event describes. It is the one place where
+// things are released.
+func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.Surface, r *recipients, now clock.Reading, event audit.Event) error {
+	key := recipient{pid: c.PID, start: c.Start, uid: c.UID, surface: surface}
+	r.mu.RLock()
+	s := r.m[key]
+	r.mu.RUnlock()
+	if s == nil {
+		s = b.firstHandOver(c, r, key, event)
+	}
+	select {
+	case <-s.recorded:
+	default:
+		select {
+		case <-s.recorded:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if s.err != nil {
+		return &Error{Code: client.AuditUnavailable, Detail: "the hand-over cannot be recorded, so it does not happen: an administrator sees why with broker status",
+			RetryAfter: 5 * time.Second, Err: s.err}
+	}
+	if !c.Alive() { // while it waited: whoever holds the connection now is somebody else
+		return &Error{Code: client.NotAllowed, Detail: "the process that opened the connection has exited", Identity: c.String(), Clients: []string{}}
+	}
+	s.n.Add(1)
+	s.last.Store(now.Wall.UnixNano())
+	b.metrics.handovers.Add(1)
+	return nil
+}
+
+// firstHandOver makes the share and has it recorded; whoever comes meanwhile
+// waits for the same record.
+func (b *Broker) firstHandOver(c *access.Caller, r *recipients, key recipient, event audit.Event) *share {
+	r.mu.Lock()
+	if len(r.m) >= manyRecipients {
+		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface}
+	}
+	if s := r.m[key]; s != nil {
+		r.mu.Unlock()
+		return s
+	}
+	s := &share{recorded: make(chan struct{}), caller: auditCaller(c)}
+	if key.pid == 0 {
+		s.caller.PID, s.caller.Start = 0, 0
+	}
+	if r.m == nil {
+		r.m = map[recipient]*share{}
+	}
+	r.m[key] = s
+	r.mu.Unlock()
+
+	event.Caller, event.Code = &s.caller, string(key.surface)
+	// Not under the caller's context: others may wait for the same record.
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	if s.err = b.o.Audit.Record(ctx, event); s.err != nil {
+		r.mu.Lock()
+		delete(r.m, key)
+		r.mu.Unlock()
+	} else {
+		s.written = 1
+	}
+	close(s.recorded)
+	return s
+}
+
+// flush writes how often each recipient has come back.
+func (r *recipients) flush(log *audit.Log, event audit.Event, repeats audit.Type) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for key, s := range r.m {
+		select {
+		case <-s.recorded:
+		default:
+			continue
+		}
+		n := s.n.Load()
+		if n <= s.written {
+			continue
+		}
+		e := event
+		e.Type, e.Caller, e.Code, e.Count = repeats, &s.caller, string(key.surface), n-s.written
+		e.Last = time.Unix(0, s.last.Load()).UTC()
+		if s.since > 0 {
+			e.First = time.Unix(0, s.since).UTC()
+		}
+		s.written, s.since = n, s.last.Load()
+		log.Note(e)
+	}
+}
+
+// total is the number of all hand-overs.
+func (r *recipients) total() (n int64) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, s := range r.m {
+		n += s.n.Load()
+	}
+	return n
+}
+
+// keyHeld is who has the API key of one bundle.
+type keyHeld struct {
+	live       *rotation.Live
+	event      audit.Event
+	recipients recipients
+}
+
+func (s *clientState) keyHolders(live *rotation.Live) *keyHeld {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.key == nil || s.key.live != live {
+		s.key = &keyHeld{live: live, event: audit.Event{Type: audit.KeyHandover, Client: s.client.Load().cfg.Name, Version: string(live.Version)}}
+	}
+	return s.key
+}
+
+func (s *clientState) flushKey(log *audit.Log) {
+	s.mu.Lock()
+	k := s.key
+	s.mu.Unlock()
+	if k != nil {
+		k.recipients.flush(log, k.event, audit.KeyHandover)
+	}
+}
+
+// keyComplaints is what callers say of the API key.
+type keyComplaints struct {
+	callers []uint32 // uids
+	last    time.Time
+}
+
+func (s *clientState) keyRejected(c *access.Caller, now clock.Reading) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.bad.callers, c.UID) && len(s.bad.callers) < 1000 {
+		s.bad.callers = append(s.bad.callers, c.UID)
+	}
+	s.bad.last = now.Wall
+}
+
+func auditCaller(c *access.Caller) audit.Caller {
+	return audit.Caller{PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID, Unit: c.Unit, UserUnit: c.UserUnit,
+		LoginUID: c.LoginUID, Container: c.Container}
+}
+
+// noteRejection records a consumer's complaint; a caller that goes on is
+// counted like any repeated refusal.
+func (b *Broker) noteRejection(cl *cachedClient, c *access.Caller, r Rejection, keyFault bool) {
+	what := "token"
+	if keyFault {
+		what = "api_key"
+	}
+	b.metrics.rejections.WithLabelValues(cl.cfg.Name, what).Inc()
+	b.denials.add(b, c, audit.TokenRejected, denialOf{client: cl.cfg.Name, why: what})
+}
+
+// denials sums up what is refused, so that nobody can fill the disk by asking.
+type denials struct {
+	mu sync.Mutex
+	m  map[denial]*denied
+}
+
+type denial struct {
+	event audit.Type
+	what  denialOf
+	uid   uint32
+	unit  string
+}
+
+type denialOf struct{ client, surface, scope, why string }
+
+func (k denial) audited(s *denied) audit.Event {
+	e := audit.Event{Type: k.event, Client: k.what.client, Scope: k.what.scope, Code: k.what.why, Caller: &s.caller}
+	if k.what.surface != "" {
+		e.Detail = map[string]string{"surface": k.what.surface}
+	}
+	return e
+}
+
+type denied struct {
+	n           int64
+	first, last time.Time
+	caller      audit.Caller
+}
+
+const manyDenials = 4096
+
+func (d *denials) count(b *Broker, c *access.Caller, r Request, why access.Reason) {
+	name := r.Client
+	if len(name) > 32 { // somebody may paste a token where the name belongs
+		name = name[:8] + "…"
+	}
+	b.metrics.denials.Inc()
+	d.add(b, c, audit.AccessDenied, denialOf{client: name, surface: string(r.Surface), scope: r.Scope, why: string(why)})
+}
+
+// add records the first of its kind within a minute and counts the others.
+func (d *denials) add(b *Broker, c *access.Caller, t audit.Type, what denialOf) {
+	key := denial{t, what, c.UID, c.Unit + c.UserUnit}
+	now := b.o.Clock.Now().Wall
+	d.mu.Lock()
+	if len(d.m) >= manyDenials {
+		key.what, key.unit = denialOf{client: "(many)", why: what.why}, ""
+	}
+	s := d.m[key]
+	if s != nil {
+		s.n++
+		s.last = now
+		d.mu.Unlock()
+		return
+	}
+	s = &denied{first: now, last: now, caller: auditCaller(c)}
+	d.m[key] = s
+	d.mu.Unlock()
+	b.o.Audit.Note(key.audited(s))
+}
+
+func (d *denials) flush(log *audit.Log) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for key, s := range d.m {
+		if s.n > 0 {
+			e := key.audited(s)
+			e.Count, e.First, e.Last = s.n, s.first, s.last
+			log.Note(e)
+		}
+		delete(d.m, key)
+	}
+}

@@ -1,0 +1,140 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+)
+
+const (
+	liveTimeout    = 60 * time.Second
+	liveParallel   = 8
+	skewTolerated  = 5 * time.Second
+	certificateDue = 30 * 24 * time.Hour
+)
+
+// Live tries what the daemon depends on, from inside of it, and calls report
+// for every finding, one at a time: the secrets managers' permissions, the TLS
+// chain and clock of every issuer, and a login within the budget. A token that
+// is in hand already is proof enough; no secret is spent.
+func (b *Broker) Live(ctx context.Context, report func(client.Finding)) {
+	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
+	defer cancel()
+	var one sync.Mutex
+	say := func(check, target string, level client.Level, format string, args ...any) {
+		one.Lock()
+		defer one.Unlock()
+		report(client.Finding{Check: check, Target: target, Level: level, Detail: fmt.Sprintf(format, args...)})
+	}
+	all := *b.clients.Load()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, liveParallel)
+	chains := map[string]*oidc.Profile{}
+	for _, name := range b.names() {
+		cl := all[name]
+		if cl.cfg.Issuer != nil {
+			chains[cl.cfg.Issuer.TokenEndpoint] = cl.cfg.Issuer
+		}
+		for _, err := range cl.problems {
+			say("allow", name, client.Warning, "%v", err)
+		}
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			b.liveClient(ctx, cl, say)
+		})
+	}
+	for endpoint, p := range chains {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			liveChain(ctx, endpoint, p, b.o.Clock.Now().Wall, say)
+		})
+	}
+	wg.Wait()
+}
+
+type say func(check, target string, level client.Level, format string, args ...any)
+
+func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
+	name := cl.cfg.Name
+	var have providers.Version
+	if live := cl.cred.Current(); live != nil {
+		have = live.Version
+	}
+	bundle, err := providers.Load(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, have)
+	bundle.Wipe()
+	switch {
+	case errors.Is(err, providers.ErrUnchanged):
+		say("secret", name, client.OK, "the secrets manager gives %s, version %s", cl.cfg.Rotation.Spec.String(), have)
+	case err != nil:
+		say("secret", name, client.Error, "%v", err)
+	default:
+		say("secret", name, client.OK, "the secrets manager gives %s, version %s", cl.cfg.Rotation.Spec.String(), bundle.Version)
+	}
+	if cl.cfg.Issuer == nil {
+		return
+	}
+	e, err := cl.entry(cl.cfg.Default)
+	if err != nil {
+		say("issuer", name, client.Error, "%v", err)
+		return
+	}
+	h, now, err := b.token(ctx, e, 0)
+	if err != nil {
+		say("issuer", name, client.Error, "%v", err)
+		return
+	}
+	say("issuer", name, client.OK, "a token of version %s serves for %s", h.live.Version, h.end.Until(now).Round(time.Second))
+	if skew := h.token.Skew; skew.Abs() > skewTolerated {
+		say("clock", name, client.Warning, "the issuer's clock is %s ahead of ours: check that this host's time is synchronised", skew.Round(time.Second))
+	}
+	if h.token.Narrowed {
+		say("scope", name, client.Warning, "the issuer granted scope %q where %q was asked for", h.token.Scope, e.want.Scope)
+	}
+}
+
+// liveChain verifies the certificate of an issuer by the rules of its profile.
+func liveChain(ctx context.Context, endpoint string, p *oidc.Profile, now time.Time, say say) {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Scheme != "https" {
+		say("tls", endpoint, client.Warning, "the token endpoint is not https")
+		return
+	}
+	addr := u.Host
+	if u.Port() == "" {
+		addr = net.JoinHostPort(u.Hostname(), "443")
+	}
+	cfg, err := p.TLS()
+	if err != nil {
+		say("tls", addr, client.Error, "%v", err)
+		return
+	}
+	conn, err := p.Dial(ctx, addr)
+	if err != nil {
+		say("tls", addr, client.Error, "cannot connect: %v; is the firewall open? broker check --egress lists what it has to allow", err)
+		return
+	}
+	defer conn.Close()
+	cfg.ServerName = u.Hostname()
+	t := tls.Client(conn, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		say("tls", addr, client.Error, "%v", err)
+		return
+	}
+	left := t.ConnectionState().PeerCertificates[0].NotAfter.Sub(now)
+	level := client.OK
+	if left < certificateDue {
+		level = client.Warning
+	}
+	say("tls", addr, level, "%s, certificate valid for %d days", tls.VersionName(t.ConnectionState().Version), int(left/(24*time.Hour)))
+}

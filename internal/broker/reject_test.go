@@ -1,0 +1,127 @@
+package broker
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/fake"
+	"credentialbroker/internal/secret"
+)
+
+func (w *world) reject(g *Grant) (Rejected, error) {
+	return w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Fingerprint: g.Token.Fingerprint, Status: 401})
+}
+
+func TestRejectReplacesAnOldToken(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		w.issuer.Set(fake.Fault{Kind: fake.Slow, Delay: 5 * time.Second})
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				r, err := w.reject(g)
+				if err != nil || !r.Replaced || r.Fingerprint == g.Token.Fingerprint {
+					t.Errorf("%+v, %v", r, err)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		if now := w.mustGet(); now.Token.Fingerprint != g.Token.Fingerprint {
+			t.Error("the old token does not serve the others meanwhile")
+		}
+		wg.Wait()
+		if n := w.issuer.Stats().Minted; n != 2 {
+			t.Errorf("%d tokens for 64 complaints, want 2", n)
+		}
+		if r, err := w.reject(g); err != nil || r.Replaced || r.Reason == "" {
+			t.Errorf("a token that is not current: %+v, %v", r, err)
+		}
+		if n := w.issuer.Stats().Minted; n != 2 {
+			t.Errorf("%d tokens, want 2", n)
+		}
+	})
+}
+
+func TestRejectByToken(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		token, _ := g.Token.Access.Clone()
+		r, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", AccessToken: token, Status: 401})
+		if err != nil || !r.Replaced {
+			t.Errorf("%+v, %v", r, err)
+		}
+		r, err = w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", AccessToken: secret.FromString("made up"), Status: 401})
+		if err != nil || r.Replaced {
+			t.Errorf("a made-up token: %+v, %v", r, err)
+		}
+	})
+}
+
+func TestRejectOfTheKeyNeverFetches(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		for range 10 {
+			_, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Fingerprint: g.Token.Fingerprint, Status: 401,
+				MoreInformation: "Invalid client id or secret."})
+			wantCode(t, err, client.APIKeyRejected)
+		}
+		if n := w.issuer.Stats().Minted; n != 1 {
+			t.Errorf("%d tokens, want 1", n)
+		}
+		if s := w.b.Status()[0]; s.KeyComplaints != 1 {
+			t.Errorf("%d callers complained, want 1", s.KeyComplaints)
+		}
+		w.mustGet() // one caller's word does not stop the others
+	})
+}
+
+func TestRejectNeedsAccess(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		c := w.config()
+		c[0].Allow = []access.Entry{{User: "54321"}}
+		if err := w.b.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+		_, err := w.reject(g)
+		wantCode(t, err, client.NotAllowed)
+	})
+}
+
+// An API that always answers 401, and 64 consumers that complain for an hour.
+func TestRejectStorm(t *testing.T) {
+	inWorld(t, func(w *world) {
+		var wg sync.WaitGroup
+		complaints := 0
+		var mu sync.Mutex
+		for range 64 {
+			wg.Go(func() {
+				for start := time.Now(); time.Since(start) < time.Hour; time.Sleep(5 * time.Second) {
+					g, err := w.get(Request{})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if _, err := w.reject(g); err != nil {
+						t.Error(err)
+					}
+					mu.Lock()
+					complaints++
+					mu.Unlock()
+				}
+			})
+		}
+		wg.Wait()
+		n := w.issuer.Stats().Minted
+		t.Logf("%d complaints in an hour led to %d tokens (4 to 5 of them by age)", complaints, n)
+		if n > 14 {
+			t.Errorf("%d tokens in an hour of complaints, want at most 14", n)
+		}
+	})
+}

@@ -1,0 +1,170 @@
+package broker
+
+import (
+	"container/heap"
+	"sync"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+)
+
+// schedule is when which entry is looked at next. Being early costs nothing:
+// tend decides anew.
+type schedule struct {
+	mu   sync.Mutex
+	heap entryHeap
+	wake chan struct{}
+}
+
+const longestSleep = time.Hour
+
+// at schedules e for when, unless it is due earlier.
+func (s *schedule) at(e *entry, when clock.Reading) {
+	s.mu.Lock()
+	switch {
+	case e.index < 0:
+		e.due = when
+		heap.Push(&s.heap, e)
+	case when.Boot < e.due.Boot:
+		e.due = when
+		heap.Fix(&s.heap, e.index)
+	default:
+		s.mu.Unlock()
+		return
+	}
+	first := e.index == 0
+	s.mu.Unlock()
+	if first {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// wait is how long to sleep.
+func (s *schedule) wait(now clock.Reading) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.heap) == 0 {
+		return longestSleep
+	}
+	return min(max(0, s.heap[0].due.Sub(now)), longestSleep)
+}
+
+// due takes out what is to be looked at now.
+func (s *schedule) due(now clock.Reading) (list []*entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.heap) > 0 && s.heap[0].due.Sub(now) <= 0 {
+		list = append(list, heap.Pop(&s.heap).(*entry))
+	}
+	return list
+}
+
+type entryHeap []*entry
+
+func (h entryHeap) Len() int           { return len(h) }
+func (h entryHeap) Less(i, j int) bool { return h[i].due.Boot < h[j].due.Boot }
+func (h entryHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+
+// Push is for container/heap.
+func (h *entryHeap) Push(x any) {
+	e := x.(*entry)
+	e.index = len(*h)
+	*h = append(*h, e)
+}
+
+// Pop is for container/heap.
+func (h *entryHeap) Pop() any {
+	n := len(*h) - 1
+	e := (*h)[n]
+	(*h)[n], *h, e.index = nil, (*h)[:n], -1
+	return e
+}
+
+// tend does what is due for an entry: renew its token, or let go of it, and
+// schedule the next look.
+func (b *Broker) tend(e *entry) {
+	cl := e.state.client.Load()
+	if (*b.clients.Load())[cl.cfg.Name] != cl {
+		b.drop(e) // the client is gone, or its issuer is another
+		return
+	}
+	now, h := b.o.Clock.Now(), e.held.Load()
+	if !e.active(now, h, cl.cfg.KeepWarm) {
+		if h != nil && h.end.Until(now) <= 0 {
+			b.drop(e)
+		} else if h != nil {
+			b.sched.at(e, h.end.Add(shortestRenew))
+		}
+		return
+	}
+	if h != nil && h.end.Until(now) > 0 && !h.stale(now, cl.cred.Current()) {
+		b.sched.at(e, latest(h.renew, now.Add(shortestRenew)))
+		return
+	}
+	if wait := time.Duration(e.notBefore.Load()) - now.Boot; wait > 0 {
+		b.sched.at(e, now.Add(wait))
+		return
+	}
+	if _, err := b.fly(e, now); err != nil {
+		b.sched.at(e, now.Add(retryIdle))
+	}
+}
+
+// active says whether somebody is likely to want the token again.
+func (e *entry) active(now clock.Reading, h *held, warm bool) bool {
+	if warm {
+		return true
+	}
+	life := idleLifetime
+	if h != nil {
+		life = h.life
+	}
+	read := time.Duration(e.read.Load())
+	return read > 0 && now.Boot-read <= life
+}
+
+func (b *Broker) drop(e *entry) {
+	b.retireToken(e.held.Swap(nil))
+}
+
+// retireToken remembers a token that serves no more until its counts are
+// written.
+func (b *Broker) retireToken(h *held) {
+	if h == nil {
+		return
+	}
+	b.retired.Lock()
+	b.retired.list = append(b.retired.list, h)
+	b.retired.Unlock()
+}
+
+// flush writes the counts of repeated hand-overs.
+func (b *Broker) flush() {
+	now := b.o.Clock.Now()
+	for _, cl := range *b.clients.Load() {
+		for _, e := range cl.all() {
+			if h := e.held.Load(); h != nil {
+				h.recipients.flush(b.o.Audit, h.event, audit.TokenRepeats)
+			}
+		}
+		cl.state.flushKey(b.o.Audit)
+	}
+	b.retired.Lock()
+	list := b.retired.list
+	b.retired.list = nil
+	b.retired.Unlock()
+	for _, h := range list {
+		h.recipients.flush(b.o.Audit, h.event, audit.TokenRepeats)
+		e := h.event
+		e.Type, e.Count = audit.TokenExpired, h.recipients.total()
+		if h.end.Until(now) > 0 {
+			e.Code = "replaced"
+		}
+		b.o.Audit.Note(e)
+	}
+	b.denials.flush(b.o.Audit)
+}

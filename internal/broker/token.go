@@ -1,0 +1,271 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/oidc"
+	"credentialbroker/rotation"
+)
+
+// Token answers a consumer that wants a token, or the headers of a call. The
+// errors are of type *Error, or ctx's.
+func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant, error) {
+	cl, d, err := b.decide(c, r)
+	if err != nil {
+		return nil, err
+	}
+	if cl.cfg.Issuer == nil {
+		if r.Surface != access.Headers {
+			return nil, &Error{Code: client.InvalidRequest, Detail: "this client has an API key and no tokens: ask for headers or api-key"}
+		}
+		return b.key(ctx, c, cl, r.Surface)
+	}
+	e, err := cl.entry(cl.want(d, r))
+	if err != nil {
+		return nil, err
+	}
+	h, now, err := b.token(ctx, e, r.MinTTL)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.handOver(ctx, c, r.Surface, &h.recipients, now, h.event); err != nil {
+		return nil, err
+	}
+	return &Grant{Client: cl.cfg.Name, Version: h.live.Version, Token: h.token, Expires: h.token.Expires, Now: now,
+		headers: cl.headers, fields: h.live.Fields}, nil
+}
+
+// APIKey answers a consumer that wants the API key alone.
+func (b *Broker) APIKey(ctx context.Context, c *access.Caller, name string) (*Grant, error) {
+	cl, _, err := b.decide(c, Request{Client: name, Surface: access.APIKey})
+	if err != nil {
+		return nil, err
+	}
+	return b.key(ctx, c, cl, access.APIKey)
+}
+
+// key hands over what needs no token.
+func (b *Broker) key(ctx context.Context, c *access.Caller, cl *cachedClient, s access.Surface) (*Grant, error) {
+	live, err := cl.cred.Bundle(ctx)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if live.Fields["api_key"].Empty() {
+		return nil, &Error{Code: client.InvalidRequest, Detail: "the secret of this client has no field api_key"}
+	}
+	now := b.o.Clock.Now()
+	h := cl.state.keyHolders(live)
+	event := audit.Event{Type: audit.KeyHandover, Client: cl.cfg.Name, Version: string(live.Version)}
+	if err := b.handOver(ctx, c, s, &h.recipients, now, event); err != nil {
+		return nil, err
+	}
+	return &Grant{Client: cl.cfg.Name, Version: live.Version, Now: now, headers: cl.headers, fields: live.Fields}, nil
+}
+
+// decide finds the client and the rules' answer; a refusal is recorded.
+func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Decision, error) {
+	cl := (*b.clients.Load())[r.Client]
+	if cl == nil {
+		return nil, access.Decision{}, b.deny(c, r, access.ReasonIdentity)
+	}
+	d := cl.rules.Decide(c, access.Want{Surface: r.Surface, Scope: r.Scope, Audience: r.Audience, Resource: r.Resource})
+	if !d.Allowed {
+		return nil, d, b.deny(c, r, d.Reason)
+	}
+	return cl, d, nil
+}
+
+// deny says no. Somebody who may not use a client learns nothing of it, not
+// even whether it exists.
+func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
+	b.denials.count(b, c, r, why)
+	e := &Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{}}
+	for _, i := range b.Whoami(c).Clients {
+		e.Clients = append(e.Clients, i.Client)
+	}
+	switch why {
+	case access.ReasonSurface:
+		e.Detail = "no allow entry gives you this surface of the client; the administrator sees the request with: broker audit denied"
+	case access.ReasonScope:
+		e.Detail = "the scope is outside of what your allow entry gives; ask for less, or the administrator for more"
+	case access.ReasonAudience:
+		e.Detail = "the audience or resource is outside of what your allow entry gives; ask for less, or the administrator for more"
+	default:
+		e.Detail = "there is no such client, or no allow entry for you; the administrator sees the request with: broker audit denied"
+	}
+	return e
+}
+
+// want is the token request that a decision allows.
+func (cl *cachedClient) want(d access.Decision, r Request) oidc.Request {
+	w := oidc.Request{Scope: d.Scope, Audience: d.Audience, Resource: r.Resource}
+	if w.Scope == "" {
+		w.Scope = cl.cfg.Default.Scope
+	}
+	if w.Audience == "" && w.Resource == "" {
+		w.Audience, w.Resource = cl.cfg.Default.Audience, cl.cfg.Default.Resource
+	}
+	return w
+}
+
+// token finds a usable token, or waits for one.
+func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*held, clock.Reading, error) {
+	now := b.o.Clock.Now()
+	e.read.Store(int64(now.Boot))
+	for range 2 {
+		h := e.held.Load()
+		if h != nil && h.usable(now, minTTL) {
+			if h.stale(now, e.state.client.Load().cred.Current()) {
+				h = b.refresh(e, h, now)
+			}
+			return h, now, nil
+		}
+		f, err := b.fly(e, now)
+		if err != nil {
+			return nil, now, err
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, now, ctx.Err()
+		}
+		if f.err != nil {
+			// A token that is valid, if short, is no reason to ask again.
+			return nil, now, f.err
+		}
+		now = b.o.Clock.Now()
+	}
+	return nil, now, &Error{Code: client.IssuerProtocolError, RetryAfter: time.Minute,
+		Detail: "the issuer's tokens end before they can be used, or before min_ttl: ask for less, and check the clock and the lifetime at the issuer"}
+}
+
+// refresh starts to replace a token that is still good, and gives the one to
+// serve meanwhile.
+func (b *Broker) refresh(e *entry, h *held, now clock.Reading) *held {
+	live := e.state.client.Load().cred.Current()
+	if live != nil && live != h.live && live.Proof != nil && e.want == e.state.client.Load().cfg.Default {
+		if n := newHeld(e, *live.Proof, live); n.usable(now, 0) {
+			b.install(e, n)
+			return n
+		}
+	}
+	if now.Boot >= time.Duration(e.notBefore.Load()) {
+		_, _ = b.fly(e, now)
+	}
+	return h
+}
+
+// explain maps what rotation says to what a consumer sees: the one table.
+func explain(err error) error {
+	var e *rotation.Error
+	if !errors.As(err, &e) {
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		return &Error{Code: client.IssuerUnavailable, Detail: "there was no answer in time; try again", RetryAfter: time.Second, Err: err}
+	}
+	out := &Error{Detail: e.Detail, RetryAfter: e.RetryAfter, Err: e.Err, kind: e.Kind}
+	switch e.Kind {
+	case rotation.Rejected, rotation.RequestRefused:
+		out.Code = client.CredentialsRejected
+	case rotation.Protocol:
+		out.Code = client.IssuerProtocolError
+	case rotation.NoBundle:
+		out.Code = client.ProviderUnavailable
+	case rotation.StateUnwritable:
+		out.Code = client.AuditUnavailable
+	case rotation.Unavailable:
+		out.Code = client.IssuerUnavailable
+	}
+	if out.Code.Status() == 503 {
+		out.RetryAfter = max(out.RetryAfter, time.Second)
+	}
+	return out
+}
+
+// Reject takes a consumer's word that the API refused a token.
+//
+// Only the current token is replaced, by one fetch for all who complain, while
+// it goes on serving the others. A token that is refused when it is young is
+// not the problem: then the next replacement waits, a minute at first,
+// doubling to fifteen.
+func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rejected, error) {
+	cl, surface := (*b.clients.Load())[r.Client], access.Token
+	if cl != nil && !cl.rules.Decide(c, access.Want{Surface: surface}).Allowed {
+		surface = access.Headers
+	}
+	cl, _, err := b.decide(c, Request{Client: r.Client, Surface: surface})
+	if err != nil {
+		return Rejected{}, err
+	}
+	keyFault := cl.meansKey(r.MoreInformation)
+	b.noteRejection(cl, c, r, keyFault)
+	if keyFault {
+		cl.state.keyRejected(c, b.o.Clock.Now())
+		return Rejected{}, &Error{Code: client.APIKeyRejected, Detail: "the API refused the API key, not the token: a new token would not help; " +
+			"an administrator has to check the key, its subscription and the environment"}
+	}
+	if cl.cfg.Issuer == nil {
+		return Rejected{}, &Error{Code: client.InvalidRequest, Detail: "this client has no tokens that could be rejected"}
+	}
+	fingerprint := r.fingerprint()
+	e := cl.find(fingerprint)
+	if e == nil {
+		return Rejected{Reason: "this is not the current token: ask for the token again, then repeat the call once"}, nil
+	}
+	return b.replace(ctx, e, fingerprint)
+}
+
+func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rejected, error) {
+	now := b.o.Clock.Now()
+	wait, suspicious := e.rejected(now, fingerprint)
+	if wait > 0 {
+		out := Rejected{Fingerprint: fingerprint, RetryAfter: wait, Reason: "the token was asked for again a short time ago: it is replaced after the wait"}
+		if suspicious {
+			out.Reason = "this token was refused within a minute of its issue: suspect the API key, the subscription or a clock before the token"
+			if skew := e.held.Load().token.Skew; skew.Abs() > time.Second {
+				out.Reason += "; the issuer's clock and ours differ by " + skew.Round(time.Second).String()
+			}
+		}
+		return out, nil
+	}
+	f, err := b.fly(e, now)
+	if err != nil {
+		return Rejected{}, err
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return Rejected{}, ctx.Err()
+	}
+	if f.err != nil {
+		return Rejected{}, f.err
+	}
+	return Rejected{Replaced: true, Fingerprint: e.held.Load().token.Fingerprint, Reason: "a new token is there: repeat the call once"}, nil
+}
+
+// apiConnectKey is what API Connect's moreInformation says of a missing or
+// wrong key ("client id" is its name for it); of a token it says that the
+// security checks were not passed.
+const apiConnectKey = "invalid client id or secret"
+
+// meansKey says whether an API's text is about the key rather than the token.
+func (cl *cachedClient) meansKey(moreInformation string) bool {
+	text, parts := strings.ToLower(moreInformation), cl.cfg.KeyRejected
+	if parts == nil {
+		parts = []string{apiConnectKey}
+	}
+	for _, part := range parts {
+		if strings.Contains(text, strings.ToLower(part)) {
+			return true
+		}
+	}
+	return false
+}

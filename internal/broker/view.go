@@ -1,0 +1,204 @@
+package broker
+
+import (
+	"context"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/clock"
+	"credentialbroker/rotation"
+)
+
+// Whoami tells what the broker sees of a caller and what it may have.
+func (b *Broker) Whoami(c *access.Caller) Identity {
+	id := Identity{Caller: c.String(), Clients: []IdentityClient{}}
+	all := *b.clients.Load()
+	for _, name := range b.names() {
+		rules := all[name].rules
+		if s := rules.Surfaces(c); len(s) > 0 {
+			d := rules.Decide(c, access.Want{Surface: s[0]})
+			id.Clients = append(id.Clients, IdentityClient{Client: name, Entries: d.Matched, Surfaces: s})
+		}
+	}
+	return id
+}
+
+// Ready tells whether the caller's clients can be served now; of the others it
+// tells only how many there are.
+func (b *Broker) Ready(c *access.Caller) Readiness {
+	r := Readiness{Ready: true, Clients: []ClientReadiness{}}
+	now := b.o.Clock.Now()
+	all := *b.clients.Load()
+	for _, name := range b.names() {
+		cl := all[name]
+		if len(cl.rules.Surfaces(c)) == 0 {
+			r.Others++
+			continue
+		}
+		one := ClientReadiness{Client: name, Runway: int64(cl.runway(now) / time.Second)}
+		if err := cl.ready(now); err != nil {
+			one.Code, one.Reason = err.Code, err.Detail
+		}
+		one.Ready = one.Code == ""
+		r.Ready = r.Ready && one.Ready
+		r.Clients = append(r.Clients, one)
+	}
+	return r
+}
+
+// runway is for how long the tokens in hand will serve.
+func (c *cachedClient) runway(now clock.Reading) time.Duration {
+	var longest time.Duration
+	for _, e := range c.all() {
+		if h := e.held.Load(); h != nil {
+			longest = max(longest, h.end.Until(now))
+		}
+	}
+	return longest
+}
+
+// ready says why nothing can be handed out now, without any I/O; nil if a
+// token is there or nothing is known to prevent one.
+func (c *cachedClient) ready(now clock.Reading) *Error {
+	if c.runway(now) > 0 {
+		return nil
+	}
+	s := c.cred.Status()
+	var err error
+	switch {
+	case s.Version == "" && s.ProviderErr != nil:
+		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager gave no credentials: " + s.ProviderErr.Error()}
+	case s.Version == "":
+		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager has not been read yet"}
+	case c.cfg.Issuer == nil:
+		return nil
+	case refusedNow(s):
+		err = &rotation.Error{Kind: rotation.Rejected, Detail: "the issuer refused version " + string(s.Version) + " of the secret"}
+	case s.IssuerErr != nil:
+		err = &rotation.Error{Kind: rotation.Unavailable, Detail: s.IssuerErr.Error()}
+	default:
+		return nil
+	}
+	e, _ := explain(err).(*Error) //nolint:errorlint // explain makes it
+	return e
+}
+
+// A ClientStatus is one client's state, for administrators.
+type ClientStatus struct {
+	Name, ProviderName string
+	Owner              Owner
+	Credential         rotation.Status
+	Tokens             []TokenStatus
+	Runway             int64 // seconds
+	Problem            *Error
+	EntryProblems      []error // of the allow list
+	MaxAge             time.Duration
+	KeyComplaints      int // callers who said that the API refused the key
+	KeyLast            time.Time
+	HasKey             bool
+	Secret             string // where it is
+}
+
+// TokenStatus is one token in the cache.
+type TokenStatus struct {
+	Scope, Audience, Resource string
+	Granted                   string // scope that the issuer gave
+	Narrowed                  bool
+	Fingerprint, JTI          string
+	Version                   string
+	Expires                   time.Time
+	ExpiresIn                 int64 // seconds
+	Handovers                 int64
+	Processes                 int
+	Skew                      time.Duration
+}
+
+// Status tells the state of every client, in the order of their names.
+func (b *Broker) Status() []ClientStatus {
+	now := b.o.Clock.Now()
+	all := *b.clients.Load()
+	list := make([]ClientStatus, 0, len(all))
+	for _, name := range b.names() {
+		list = append(list, all[name].status(now))
+	}
+	return list
+}
+
+func (c *cachedClient) status(now clock.Reading) ClientStatus {
+	s := ClientStatus{Name: c.cfg.Name, ProviderName: c.cfg.ProviderName, Owner: c.cfg.Owner, Credential: c.cred.Status(),
+		Runway: int64(c.runway(now) / time.Second), Problem: c.ready(now), EntryProblems: c.problems, MaxAge: c.cfg.MaxAge,
+		Secret: c.cfg.Rotation.Spec.String()}
+	if live := c.cred.Current(); live != nil {
+		s.HasKey = !live.Fields["api_key"].Empty()
+	}
+	c.state.mu.Lock()
+	s.KeyComplaints, s.KeyLast = len(c.state.bad.callers), c.state.bad.last
+	c.state.mu.Unlock()
+	for _, e := range c.all() {
+		h := e.held.Load()
+		if h == nil {
+			continue
+		}
+		h.recipients.mu.RLock()
+		n := len(h.recipients.m)
+		h.recipients.mu.RUnlock()
+		s.Tokens = append(s.Tokens, TokenStatus{Scope: e.want.Scope, Audience: e.want.Audience, Resource: e.want.Resource,
+			Granted: h.token.Scope, Narrowed: h.token.Narrowed, Fingerprint: h.token.Fingerprint, JTI: h.token.JTI, Version: string(h.live.Version),
+			Expires: h.token.Expires.Wall, ExpiresIn: max(0, int64(h.token.Expires.Until(now)/time.Second)),
+			Handovers: h.recipients.total(), Processes: n, Skew: h.token.Skew})
+	}
+	return s
+}
+
+// Retry lets a refused version of the secret be tried once more.
+func (b *Broker) Retry(name string) error {
+	cl := (*b.clients.Load())[name]
+	if cl == nil {
+		return noClient(name)
+	}
+	for _, e := range cl.all() {
+		e.mu.Lock()
+		e.refused, e.patience = nil, 0
+		e.mu.Unlock()
+		e.notBefore.Store(0)
+		b.sched.at(e, b.o.Clock.Now())
+	}
+	return cl.cred.Retry()
+}
+
+// Rotate looks for a new version of the secret now. With accept, a version
+// that cannot be proved is installed all the same. It returns what serves
+// afterwards.
+func (b *Broker) Rotate(ctx context.Context, name string, accept bool) (rotation.Status, error) {
+	cl := (*b.clients.Load())[name]
+	if cl == nil {
+		return rotation.Status{}, noClient(name)
+	}
+	var err error
+	if accept {
+		_, err = cl.cred.Accept(ctx)
+	} else {
+		err = cl.cred.Check(ctx)
+	}
+	for _, e := range cl.all() {
+		b.sched.at(e, b.o.Clock.Now())
+	}
+	if err != nil {
+		err = &Error{Code: client.ProviderUnavailable, Detail: err.Error(), RetryAfter: 30 * time.Second, Err: err}
+	}
+	return cl.cred.Status(), err
+}
+
+// SecretUses counts how often secrets were read or shown to an issuer. Whoever
+// cleans memory behind that looks whether it has changed.
+func (b *Broker) SecretUses() (n uint64) {
+	for _, c := range *b.clients.Load() {
+		n += c.cred.Uses()
+	}
+	return n
+}
+
+func noClient(name string) error {
+	return &Error{Code: client.NotFound, Detail: "no client is called " + name + "; broker status lists them"}
+}

@@ -1,0 +1,259 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+)
+
+// A Minted is a token and the bundle that it was minted with.
+type Minted struct {
+	Token oidc.Token
+	Live  *Live
+}
+
+// A Kind says why there is no token.
+type Kind string
+
+// The kinds. The broker maps them to what a consumer sees.
+const (
+	Rejected        Kind = "rejected"         // the issuer refused this version of the secret
+	RequestRefused  Kind = "request_refused"  // the issuer refused this scope or audience
+	Protocol        Kind = "protocol"         // the issuer's answer is no token
+	Unavailable     Kind = "unavailable"      // the issuer does not answer, or asks to wait
+	NoBundle        Kind = "no_bundle"        // the secrets manager has given nothing usable yet
+	StateUnwritable Kind = "state_unwritable" // the attempt could not be recorded first
+)
+
+// An Error is why there is no token. Detail says what to do; RetryAfter is
+// when the next attempt is due, 0 if somebody has to act first.
+type Error struct {
+	Kind       Kind
+	Code       string // the issuer's or the manager's error code, if it gave one
+	Detail     string
+	RetryAfter time.Duration
+	Err        error
+
+	fresh bool // the issuer said so just now: a newer version may be there
+}
+
+func (e *Error) Error() string { return e.Detail }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Mint gets a token with the current bundle. If the issuer refuses the bundle,
+// the secrets manager is asked once for a newer one, which is tried at once.
+// Errors are of type *Error, or ctx's.
+func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
+	live, err := c.loaded(ctx)
+	if err != nil {
+		return Minted{}, err
+	}
+	t, err := c.mint(ctx, live, r)
+	var e *Error
+	if err == nil || !errors.As(err, &e) || !e.fresh {
+		return Minted{t, live}, err
+	}
+	if c.Check(ctx) != nil || c.Current() == live {
+		return Minted{}, err
+	}
+	live = c.Current()
+	if live.Proof != nil && r == c.cfg.Default {
+		return Minted{*live.Proof, live}, nil
+	}
+	t, err = c.mint(ctx, live, r)
+	return Minted{t, live}, err
+}
+
+// Bundle gives the current bundle, for those who need no token. Errors are as
+// of Mint.
+func (c *Credential) Bundle(ctx context.Context) (*Live, error) { return c.loaded(ctx) }
+
+// loaded gives the current bundle, reading it if this is the first need.
+func (c *Credential) loaded(ctx context.Context) (*Live, error) {
+	now := c.deps.Clock.Now()
+	live := c.Current()
+	if live == nil {
+		c.mu.Lock()
+		err, wait := c.provider.err, c.provider.until.Until(now)
+		c.mu.Unlock()
+		if err == nil || wait <= 0 {
+			err = c.Check(ctx)
+		}
+		if live = c.Current(); live == nil {
+			return nil, c.noBundle(err)
+		}
+	}
+	if !live.Expires.IsZero() && !now.Wall.Before(live.Expires) {
+		return nil, &Error{Kind: NoBundle, Code: string(providers.Expired),
+			Detail: fmt.Sprintf("version %s of the secret expired at %s: store a new one", live.Version, live.Expires.UTC().Format(time.RFC3339))}
+	}
+	return live, nil
+}
+
+func (c *Credential) noBundle(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := &Error{Kind: NoBundle, Err: err, RetryAfter: max(time.Second, c.provider.until.Until(c.deps.Clock.Now()))}
+	switch {
+	case c.provider.err != nil:
+		e.Code, e.Detail = string(providers.KindOf(c.provider.err)), "the secrets manager gave no credentials: "+c.provider.err.Error()
+	case c.candidate != nil && c.candidate.why != "":
+		e.Detail = fmt.Sprintf("version %s of the secret cannot be used: %s", c.candidate.bundle.Version, c.candidate.why)
+	default:
+		e.Detail = "the secrets manager has not answered yet"
+	}
+	return e
+}
+
+func (c *Credential) mint(ctx context.Context, live *Live, r oidc.Request) (oidc.Token, error) {
+	if c.deps.Issuer == nil {
+		return oidc.Token{}, &Error{Kind: RequestRefused, Detail: "this client has an API key and no issuer: ask for headers or api-key"}
+	}
+	if err := c.minting.take(ctx); err != nil {
+		return oidc.Token{}, err
+	}
+	defer c.minting.give()
+	return c.attempt(ctx, live, r)
+}
+
+// attempt makes one request to the issuer, if the rules allow one: not with a
+// refused version, not beyond the budget, not before the backoff is over. The
+// caller has the minting turn.
+func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (oidc.Token, error) {
+	now := c.deps.Clock.Now()
+	if refused := c.allowed(now, live.Version); refused != nil {
+		return oidc.Token{}, refused
+	}
+	if err := c.intend(now, live.Version); err != nil {
+		return oidc.Token{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, mintTimeout)
+	defer cancel()
+	c.uses.Add(1)
+	t, err := c.deps.Issuer.Mint(ctx, oidc.Material(live.Fields), r)
+	now = c.deps.Clock.Now()
+	if err == nil {
+		c.mu.Lock()
+		c.issuer = trouble{}
+		c.mu.Unlock()
+		// If this cannot be written, the intent stays on disk: that costs a
+		// part of the budget after a restart, and no token now.
+		_ = c.record(func(l *ledger) { l.succeeded(live.Version) })
+		c.deps.Audit.Note(audit.Event{Type: audit.TokenMinted, Client: c.cfg.Client, Version: string(live.Version), Fingerprint: t.Fingerprint,
+			JTI: t.JTI, Scope: t.Scope, Audience: r.Audience, Expires: t.Expires.Wall})
+		return t, nil
+	}
+	return oidc.Token{}, c.failed(now, live.Version, r, err)
+}
+
+// allowed says why no attempt may be made now.
+func (c *Credential) allowed(now clock.Reading, v providers.Version) *Error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f, ok := c.ledger.Refused[v]; ok {
+		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0,
+			Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): store a new version, or, if the issuer was wrong, run broker retry %s",
+				v, f.At.UTC().Format(time.RFC3339), f.Code, c.cfg.Client)}
+	}
+	if at := c.ledger.exhausted(now.Wall, c.cfg.Failures, v); !at.IsZero() {
+		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall),
+			Detail: fmt.Sprintf("%d authentications failed within an hour; to avoid a lock-out the next attempt is at %s", c.cfg.Failures, at.UTC().Format(time.RFC3339))}
+	}
+	if c.issuer.err != nil {
+		if wait := c.issuer.until.Until(now); wait > 0 {
+			return c.issuerError(c.issuer.err, wait)
+		}
+	}
+	return nil
+}
+
+// intend records the first attempt with a version that this process has not
+// seen work, so that a process that dies in it does not spend it twice.
+func (c *Credential) intend(now clock.Reading, v providers.Version) error {
+	c.mu.Lock()
+	works := c.ledger.works == v
+	c.mu.Unlock()
+	if works {
+		return nil
+	}
+	return c.record(func(l *ledger) { l.intend(v, now.Wall) })
+}
+
+// record changes the ledger and makes it durable.
+func (c *Credential) record(change func(*ledger)) error {
+	c.recording.Lock()
+	defer c.recording.Unlock()
+	c.mu.Lock()
+	changed, data := c.ledger.change(change)
+	c.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	if err := c.ledger.write(data); err != nil {
+		return &Error{Kind: StateUnwritable, RetryAfter: longestWait, Err: err,
+			Detail: "the state directory cannot be written, so that no authentication is attempted: " + err.Error()}
+	}
+	return nil
+}
+
+// failed classifies a failed attempt, once.
+func (c *Credential) failed(now clock.Reading, v providers.Version, r oidc.Request, err error) error {
+	var e *oidc.Error
+	if !errors.As(err, &e) {
+		e = &oidc.Error{Kind: oidc.Unavailable, Message: "the issuer did not answer", Err: err}
+	}
+	if e.Kind == oidc.InvalidClient {
+		if err := c.record(func(l *ledger) { l.failed(v, now.Wall, e.Code) }); err != nil {
+			return err
+		}
+		c.note(audit.TokenRefused, v, e.Code, map[string]string{"alarm": "the issuer refused this version of the secret"})
+		refused := c.allowed(now, v) // says it in words
+		refused.fresh = true
+		return refused
+	}
+	// The issuer did not judge the secret: the attempt is not counted.
+	if err := c.record(func(l *ledger) { l.forget() }); err != nil {
+		return err
+	}
+	if e.Kind == oidc.Refused {
+		return &Error{Kind: RequestRefused, Code: e.Code, Err: err,
+			Detail: fmt.Sprintf("the issuer refused the request (%s): check scope %q and audience %q of the client", e.Code, r.Scope, r.Audience+r.Resource)}
+	}
+	c.mu.Lock()
+	again := c.issuer.err != nil
+	c.issuer.fail(now, e, e.RetryAfter)
+	wait := c.issuer.until.Until(now)
+	c.mu.Unlock()
+	if !again {
+		c.note(audit.TokenRefused, v, string(e.Kind), map[string]string{"error": e.Error()})
+	}
+	return c.issuerError(e, wait)
+}
+
+func (c *Credential) issuerError(err error, wait time.Duration) *Error {
+	kind := Unavailable
+	var oe *oidc.Error
+	if errors.As(err, &oe) && oe.Kind == oidc.Protocol {
+		kind = Protocol
+	}
+	return &Error{Kind: kind, Detail: err.Error(), RetryAfter: max(wait, time.Second), Err: err}
+}
+
+// Retry forgets refusals and failures, on an administrator's word, and looks
+// again.
+func (c *Credential) Retry() error {
+	err := c.record(func(l *ledger) { l.pardon() })
+	c.mu.Lock()
+	c.issuer, c.provider = trouble{}, trouble{}
+	c.mu.Unlock()
+	c.Wake()
+	return err
+}
