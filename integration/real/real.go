@@ -73,7 +73,9 @@ func FreeAddr(t testing.TB) string {
 
 // A Process is a server that was started for one test.
 type Process struct {
-	Cmd *exec.Cmd
+	Cmd    *exec.Cmd
+	Exited chan struct{} // closed when it has ended
+
 	mu  sync.Mutex
 	out bytes.Buffer
 }
@@ -96,17 +98,27 @@ func (p *Process) Output() string {
 // what it started) with the test. If the test fails, its output is logged.
 func Start(t testing.TB, addr string, cmd *exec.Cmd) *Process {
 	t.Helper()
-	p := &Process{Cmd: cmd}
+	return start(t, "tcp", addr, cmd)
+}
+
+// StartUnix is Start for a server on a Unix socket.
+func StartUnix(t testing.TB, path string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	return start(t, "unix", path, cmd)
+}
+
+func start(t testing.TB, network, addr string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Cmd: cmd, Exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p, p
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", cmd.Path, err)
 	}
-	exited := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(exited) }()
+	go func() { _ = cmd.Wait(); close(p.Exited) }()
 	t.Cleanup(func() {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		<-exited
+		<-p.Exited
 		if t.Failed() {
 			t.Logf("output of %s:\n%s", filepath.Base(cmd.Path), p.Output())
 		}
@@ -115,11 +127,11 @@ func Start(t testing.TB, addr string, cmd *exec.Cmd) *Process {
 	defer cancel()
 	for ctx.Err() == nil {
 		select {
-		case <-exited:
+		case <-p.Exited:
 			t.Fatalf("%s ended before it listened:\n%s", filepath.Base(cmd.Path), p.Output())
 		case <-time.After(50 * time.Millisecond):
 		}
-		if c, err := net.Dial("tcp", addr); err == nil {
+		if c, err := net.Dial(network, addr); err == nil {
 			_ = c.Close()
 			return p
 		}

@@ -1,0 +1,167 @@
+// Broker is the credential broker's command line. It links no SDK and starts
+// in milliseconds: scripts call it for each request. What needs more, it finds
+// and runs brokerd for.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"credentialbroker/api/client"
+)
+
+// version is set when the program is linked.
+var version = "unknown"
+
+// Exit codes, as sysexits.h has them.
+const (
+	exitUsage       = 64
+	exitData        = 65
+	exitUnavailable = 69
+	exitTryAgain    = 75
+	exitNotAllowed  = 77
+	exitConfig      = 78
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := command().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		var q quiet
+		if !errors.As(err, &q) {
+			fmt.Fprintln(os.Stderr, "broker: "+explain(err))
+		}
+		os.Exit(exitCode(err))
+	}
+}
+
+// quiet is an exit code whose reason is on the screen already.
+type quiet int
+
+func (quiet) Error() string { return "" }
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+// explain says what a person needs: the sentence, and what to do.
+func explain(err error) string {
+	var p *client.Problem
+	if !errors.As(err, &p) {
+		return err.Error()
+	}
+	text := p.Detail
+	if p.Identity != "" {
+		text += "\n  you are seen as: " + p.Identity
+	}
+	for i, c := range p.Clients {
+		if i == 0 {
+			text += "\n  you may use:"
+		}
+		text += " " + c
+	}
+	if p.RetryAfter > 0 {
+		text += fmt.Sprintf("\n  try again in %d s", p.RetryAfter)
+	}
+	return text
+}
+
+// exitCode is the one table from failures to exit codes.
+func exitCode(err error) int {
+	var p *client.Problem
+	var u usageError
+	var q quiet
+	switch {
+	case errors.As(err, &q):
+		return int(q)
+	case errors.As(err, &u):
+		return exitUsage
+	case !errors.As(err, &p):
+		return exitUnavailable
+	}
+	switch p.Code {
+	case client.InvalidRequest, client.NotFound, client.MethodNotAllowed:
+		return exitUsage
+	case client.NotAllowed, client.Quarantined, client.APIKeyRejected, client.LoginRequired:
+		return exitNotAllowed
+	case client.RateLimited, client.IssuerUnavailable, client.ProviderUnavailable, client.AuditUnavailable:
+		return exitTryAgain
+	case client.InvalidConfiguration:
+		return exitConfig
+	}
+	return exitUnavailable
+}
+
+// sockets are the flags that every command has.
+type sockets struct{ consumer, admin string }
+
+func command() *cobra.Command {
+	s := &sockets{}
+	root := &cobra.Command{
+		Use:   "broker",
+		Short: "Tokens for local processes, from credentials that they never see",
+		Long: "The credential broker reads client credentials from a secrets manager, keeps access tokens fresh and\n" +
+			"hands them to the local processes that may have them.",
+		Example:       "  broker token vdab\n  broker headers vdab | curl -sSf -H @- https://api.vdab.be/services/openservices/\n  broker status",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&s.consumer, "socket", "", "consumer socket (default: $"+client.Environment+", else "+client.DefaultSocket()+")")
+	root.PersistentFlags().StringVar(&s.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), whoamiCommand(s),
+		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), auditCommand(s),
+		forward("serve", "Run the daemon", "  broker serve\n  broker serve --config ./broker.yaml"),
+		forward("presets", "List what is known of issuers, each value with its source", "  broker presets\n  broker presets show vdab-production"),
+		forward("demo", "Run a whole broker with an issuer to play with", "  broker demo\n  broker demo --once\n  broker demo --fault 503"),
+		versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Example: "  broker version", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
+			return err
+		}}
+}
+
+func (s *sockets) client() *client.Client { return &client.Client{Socket: s.consumer} }
+
+func (s *sockets) administration() *client.Admin {
+	a := &client.Admin{Socket: s.admin}
+	if a.Socket == "" && s.consumer != "" {
+		a.Socket = besideOf(s.consumer)
+	}
+	return a
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if err := cobra.NoArgs(cmd, args); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+func oneClient(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError{fmt.Errorf("name one client, as in %s vdab; broker whoami lists those that you may use", cmd.CommandPath())}
+	}
+	return nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

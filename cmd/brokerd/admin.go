@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"credentialbroker/api"
+	"credentialbroker/api/client"
+	"credentialbroker/configs"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/secret"
+	"credentialbroker/providers"
+	"credentialbroker/rotation"
+)
+
+// administration is the daemon as the admin socket sees it.
+func (s *server) administration(metrics *prometheus.Registry) api.Administration {
+	return api.Administration{
+		Roles: s.roles, Act: s.act, Denied: s.denied, Status: s.status, Reload: s.reload, Live: s.live,
+		Retry: s.retry, Rotate: s.rotate,
+		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
+		AuditDir: filepath.Join(s.paths.state, "audit"),
+	}
+}
+
+func (s *server) roles() api.Roles {
+	s.mu.Lock()
+	admin := s.current.config.Admin
+	s.mu.Unlock()
+	names := access.SystemNames()
+	roles := api.Roles{}
+	for role, groups := range map[api.Role][]string{api.Observe: admin.Observe, api.Operate: admin.Operate, api.Incident: admin.Incident} {
+		for _, g := range groups {
+			if gid, err := names.Group(g); err == nil { // broker check warns of the others
+				roles[role] = append(roles[role], api.Group{Name: g, GID: gid})
+			}
+		}
+	}
+	return roles
+}
+
+func (s *server) act(ctx context.Context, c *access.Caller, act, client string, detail map[string]string) error {
+	return s.audit.Record(ctx, audit.Event{Type: audit.AdminAct, Code: act, Client: client, Detail: detail, Actor: actor(c)})
+}
+
+func (s *server) denied(c *access.Caller, act, client string) {
+	s.audit.Note(audit.Event{Type: audit.AccessDenied, Code: "role:" + act, Client: client, Caller: actor(c)})
+}
+
+func actor(c *access.Caller) *audit.Caller {
+	if c == nil {
+		return nil
+	}
+	return &audit.Caller{PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID, Unit: c.Unit, UserUnit: c.UserUnit,
+		LoginUID: c.LoginUID, Container: c.Container}
+}
+
+// install makes c the configuration, as a whole or not at all.
+func (s *server) install(c *configs.Config) error {
+	next, err := open(c, s.current, s.clock)
+	if err != nil {
+		return err
+	}
+	clients, err := next.clients()
+	if err == nil {
+		for i := range clients {
+			clients[i].Transport = s.transport
+		}
+		err = s.broker.Apply(clients)
+	}
+	if err != nil {
+		next.close(s.current)
+		return err
+	}
+	if s.current != nil {
+		s.current.close(next)
+	}
+	s.current = next
+	return nil
+}
+
+// reload reads the configuration anew. Who asked is nil for a signal.
+func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change, error) {
+	notify(daemon.SdNotifyReloading)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer func() { notify(daemon.SdNotifyReady, s.summary()) }()
+	c, err := load(s.paths.config)
+	old := s.current.config
+	if err == nil {
+		err = s.install(c)
+	}
+	if err != nil {
+		s.audit.Note(audit.Event{Type: audit.ConfigRefused, Actor: actor(who), Detail: map[string]string{"error": firstLine(err)}})
+		return nil, err
+	}
+	var changes []client.Change
+	wider := 0
+	for _, d := range c.Diff(old) {
+		changes = append(changes, client.Change{What: d.Text, Wider: d.Wider})
+		if d.Wider {
+			wider++
+			s.audit.Note(audit.Event{Type: audit.ConfigWidened, Actor: actor(who), Detail: map[string]string{"change": d.Text}})
+		}
+	}
+	s.audit.Note(audit.Event{Type: audit.ConfigLoaded, Actor: actor(who),
+		Detail: map[string]string{"changes": fmt.Sprint(len(changes)), "wider": fmt.Sprint(wider)}})
+	if !reflect.DeepEqual(old.Audit, c.Audit) || old.Sockets != c.Sockets || old.State != c.State || old.Limits != c.Limits {
+		changes = append(changes, client.Change{What: "audit, limits, sockets and state are taken at the next start of the daemon: run systemctl restart credential-broker"})
+	}
+	return changes, nil
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// live gives the findings of check --live.
+func (s *server) live(ctx context.Context) iter.Seq[client.Finding] {
+	return func(yield func(client.Finding) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		more := true
+		say := func(f client.Finding) {
+			if more && !yield(f) {
+				more = false
+				cancel()
+			}
+		}
+		for _, f := range s.liveHost(ctx) {
+			say(f)
+		}
+		if more {
+			s.broker.Live(ctx, say)
+		}
+	}
+}
+
+func (s *server) retry(_ context.Context, name string) (client.Outcome, error) {
+	if err := s.broker.Retry(name); err != nil {
+		return client.Outcome{}, err
+	}
+	return client.Outcome{Reason: "refusals are forgotten: the secret is tried once more with the next request"}, nil
+}
+
+func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (client.Outcome, error) {
+	st, err := s.broker.Rotate(ctx, name, r.Accept)
+	if err != nil {
+		return client.Outcome{}, err
+	}
+	o := client.Outcome{Version: string(st.Version), Reason: "this is the secrets manager's current version, and it serves"}
+	if st.Candidate != "" {
+		o.Reason = fmt.Sprintf("version %s waits: %s", st.Candidate, st.Waiting)
+	}
+	return o, nil
+}
+
+func (s *server) status() client.Status {
+	s.mu.Lock()
+	config := s.current.config
+	s.mu.Unlock()
+	a := s.audit.Status()
+	out := client.Status{Version: version, Started: s.started.UTC(), Uptime: int64(time.Since(s.started) / time.Second), SecretMemory: map[string]int{},
+		Audit: client.AuditStatus{Healthy: s.audit.Healthy() == nil, Error: a.Error, Seq: a.Seq, Lost: a.Lost, Anchors: a.Anchors, AnchorError: a.AnchorError},
+		// Lists are never null on the wire.
+		Clients: []client.StatusClient{}, Providers: []client.ProviderStatus{}, Warnings: []client.Finding{}}
+	if s.api != nil {
+		out.Sockets = s.api.Traffic()
+	}
+	for kind, n := range secret.Protected() {
+		out.SecretMemory[string(kind)] = n
+	}
+	managers := map[string]*client.ProviderStatus{}
+	for _, c := range s.broker.Status() {
+		cfg := config.Clients[c.Name]
+		out.Clients = append(out.Clients, s.clientStatus(c, cfg))
+		for _, err := range c.EntryProblems {
+			out.Warnings = append(out.Warnings, client.Finding{Check: "allow", Target: c.Name, Level: client.Warning, Detail: err.Error()})
+		}
+		m := managers[c.ProviderName]
+		if m == nil {
+			m = &client.ProviderStatus{Provider: c.ProviderName, Kind: config.Providers[c.ProviderName].Kind(), State: state(c.Credential.ProviderErr, c.Credential.Checked)}
+			managers[c.ProviderName] = m
+		}
+		if err := c.Credential.ProviderErr; err != nil {
+			m.State, m.Error, m.Since, m.Next = "failing", string(providers.KindOf(err)), c.Credential.Since, c.Credential.Next
+		}
+	}
+	for _, m := range managers {
+		out.Providers = append(out.Providers, *m)
+	}
+	for _, w := range config.Warnings(access.SystemNames()) {
+		out.Warnings = append(out.Warnings, client.Finding{Check: "configuration", Target: fmt.Sprintf("%s:%d", w.File, w.Line), Level: client.Warning, Detail: w.Message})
+	}
+	return out
+}
+
+func state(err error, good time.Time) string {
+	switch {
+	case err != nil:
+		return "failing"
+	case good.IsZero():
+		return "unknown"
+	}
+	return "ok"
+}
+
+func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.StatusClient {
+	k := c.Credential
+	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
+		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Candidate: string(k.Candidate), MaxAge: int64(c.MaxAge / time.Second),
+		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.ProviderErr, k.Checked)}, Tokens: []client.TokenStatus{}}
+	if c.Problem != nil {
+		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail
+	}
+	if k.Works {
+		out.Proved, out.Issuer.State = "mint", "ok"
+	}
+	for _, v := range k.Refused {
+		out.Refused = append(out.Refused, string(v))
+	}
+	if !k.Created.IsZero() {
+		out.Age = int64(s.clock.Now().Wall.Sub(k.Created) / time.Second)
+	}
+	if k.ProviderErr != nil {
+		out.Source.Error, out.Source.Reason = string(providers.KindOf(k.ProviderErr)), k.ProviderErr.Error()
+		out.Source.Since, out.Source.Next = k.Since, k.Next
+	}
+	if k.IssuerErr != nil {
+		out.Issuer = client.IssuerStatus{State: "failing", Code: client.IssuerUnavailable, Since: k.Since, Next: k.Next}
+		var e *rotation.Error
+		if errors.As(k.IssuerErr, &e) && e.Kind == rotation.Protocol {
+			out.Issuer.Code = client.IssuerProtocolError
+		}
+	}
+	if c.HasKey {
+		out.APIKey = "unproved"
+	}
+	if c.KeyComplaints > 0 {
+		out.APIKey = fmt.Sprintf("rejected by %d callers, last at %s", c.KeyComplaints, c.KeyLast.Format(time.RFC3339))
+	}
+	for _, t := range c.Tokens {
+		out.Tokens = append(out.Tokens, client.TokenStatus{Scope: t.Scope, Audience: t.Audience + t.Resource, Fingerprint: t.Fingerprint,
+			Expires: t.Expires, Reads: t.Handovers})
+	}
+	return out
+}
+
+// liveHost looks at the sockets and the mail relay.
+func (s *server) liveHost(ctx context.Context) []client.Finding {
+	s.mu.Lock()
+	leak := s.current.config.Leak
+	s.mu.Unlock()
+	list := []client.Finding{s.liveSocket(s.paths.consumer), s.liveSocket(s.paths.admin)}
+	if err := s.audit.Healthy(); err != nil {
+		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.Error, Detail: err.Error()})
+	} else {
+		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.OK, Detail: "the log is written; anchors: " + s.audit.Status().Anchors})
+	}
+	if leak != nil {
+		list = append(list, liveRelay(ctx, leak.SMTP))
+	}
+	return list
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"credentialbroker/configs"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/clock"
+)
+
+func checkCommand() *cobra.Command {
+	file, egress, asJSON := defaultConfig(), false, false
+	c := &cobra.Command{Use: "check", Short: "Check the configuration, offline", Args: noArgs,
+		Long: "Check the configuration without connecting to anything: every mistake of every file, then what\n" +
+			"works and may not be meant. Exit code 78 if there are mistakes.",
+		Example: "  broker check\n  broker check --config ./broker.yaml\n  broker check --egress\n  broker check --live",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := configs.Load(file, configs.Options{Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), Offline: true})
+			if err != nil {
+				return err
+			}
+			if egress {
+				return showEgress(cmd, c, asJSON)
+			}
+			return showCheck(cmd, c, asJSON)
+		}}
+	c.Flags().StringVar(&file, "config", file, "configuration file")
+	c.Flags().BoolVar(&egress, "egress", false, "list every host:port, for the firewall request")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func showCheck(cmd *cobra.Command, c *configs.Config, asJSON bool) error {
+	warnings := c.Warnings(access.SystemNames())
+	out := cmd.OutOrStdout()
+	if asJSON {
+		return json.NewEncoder(out).Encode(map[string]any{"providers": len(c.Providers), "clients": len(c.Clients), "warnings": append([]configs.Problem{}, warnings...)})
+	}
+	for _, w := range warnings {
+		printf(out, "warning: %s\n", w.Error())
+	}
+	printf(out, "%d secrets managers, %d clients, no mistakes, %d warnings\n", len(c.Providers), len(c.Clients), len(warnings))
+	return nil
+}
+
+func showEgress(cmd *cobra.Command, c *configs.Config, asJSON bool) error {
+	list, err := c.Egress(clock.System{})
+	out := cmd.OutOrStdout()
+	if asJSON {
+		if e := json.NewEncoder(out).Encode(append([]configs.Destination{}, list...)); e != nil {
+			return e
+		}
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, d := range list {
+		via := ""
+		if d.Via != "" {
+			via = "through " + d.Via
+		}
+		printf(w, "%s\t%s\t%s\n", d.Address, via, strings.Join(d.For, ", "))
+	}
+	if e := w.Flush(); e != nil {
+		return e
+	}
+	if err != nil {
+		return fmt.Errorf("not complete: %w", err)
+	}
+	return nil
+}

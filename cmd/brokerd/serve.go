@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"credentialbroker/api"
+	"credentialbroker/configs"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/secret"
+)
+
+func serveCommand() *cobra.Command {
+	var p paths
+	c := &cobra.Command{Use: "serve", Short: "Run the daemon", Args: noArgs,
+		Long: "Run the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration anew. Under systemd\n" +
+			"it takes over the sockets of the socket units, reports readiness and answers the watchdog.",
+		Example: "  broker serve\n  broker serve --config ./broker.yaml --socket ./broker.sock --state ./state",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return serve(cmd.Context(), p, cmd.ErrOrStderr())
+		}}
+	c.Flags().StringVar(&p.config, "config", defaultConfig(), "configuration file; clients.d is looked for beside it")
+	c.Flags().StringVar(&p.consumer, "socket", "", "consumer socket")
+	c.Flags().StringVar(&p.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
+	c.Flags().StringVar(&p.state, "state", "", "directory of the audit log and other state")
+	return c
+}
+
+// server is the running daemon. A reload replaces what current guards.
+type server struct {
+	paths   paths
+	log     *slog.Logger
+	audit   *audit.Log
+	broker  *broker.Broker
+	api     *api.Server
+	started time.Time
+	clock   clock.Clock
+
+	mu      sync.Mutex // one reload at a time
+	current *opened
+	// transport carries the token requests of the demonstration's issuer.
+	transport http.RoundTripper
+}
+
+func serve(ctx context.Context, p paths, out io.Writer) error {
+	s, consumer, admin, err := prepare(p, out)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, consumer, admin)
+}
+
+// prepare does everything that can fail before the daemon is of use to
+// anybody. It connects to nothing: whatever is down may come later.
+func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, err error) {
+	c, err := load(p.config)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := p.fill(c); err != nil {
+		return nil, nil, nil, err
+	}
+	s = &server{paths: p, log: logger(out), clock: clock.System{}, started: time.Now()}
+	if err := makeState(p.state); err != nil {
+		return nil, nil, nil, err
+	}
+	s.audit, err = audit.Open(c.Audit, audit.Options{Dir: filepath.Join(p.state, "audit"), Clock: s.clock})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s.broker = broker.New(broker.Options{Audit: s.audit, Clock: s.clock, Dir: p.state})
+	if err := s.install(c); err != nil {
+		return nil, nil, nil, err
+	}
+	consumer, admin, err = s.listen()
+	return s, consumer, admin, err
+}
+
+func load(file string) (*configs.Config, error) {
+	return configs.Load(file, configs.Options{Credentials: os.Getenv("CREDENTIALS_DIRECTORY")})
+}
+
+// makeState makes the state directory; only the daemon's user may look into it.
+func makeState(dir string) error {
+	for _, d := range []string{dir, filepath.Join(dir, "credentials")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("make the state directory: %w", err)
+		}
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("the state directory %s is open to others (mode %o): run chmod 700 %s", dir, info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+// socketMode: anyone may connect to either socket; allow entries and roles
+// decide by what the kernel says of the caller.
+const socketMode = 0o666
+
+// listen takes the sockets of systemd, or makes its own.
+func (s *server) listen() (consumer, admin net.Listener, err error) {
+	inherited, err := api.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode})
+	if err != nil {
+		return nil, nil, err
+	}
+	consumer, admin = inherited["broker"], inherited["admin"]
+	if consumer == nil {
+		if consumer, err = api.Listen(s.paths.consumer, socketMode); err != nil {
+			return nil, nil, err
+		}
+	}
+	if admin == nil {
+		if admin, err = api.Listen(s.paths.admin, socketMode); err != nil {
+			_ = consumer.Close()
+			return nil, nil, err
+		}
+	}
+	s.paths.consumer, s.paths.admin = consumer.Addr().String(), admin.Addr().String()
+	return consumer, admin, nil
+}
+
+// run serves until ctx ends. The audit log outlives everything that writes to
+// it.
+func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.broker, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	l := s.current.config.Limits
+	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(registry), Log: s.log,
+		Limits: api.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
+			RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}})
+
+	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLog()
+	logged := make(chan error, 1)
+	go func() { logged <- s.audit.Run(logCtx) }()
+
+	// The start is on record before anything is handed out.
+	if err := s.audit.Record(ctx, s.startEvent()); err != nil {
+		s.log.Warn("the audit log cannot be written", "error", err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.broker.Run(ctx) })
+	g.Go(func() error { return s.api.Run(ctx) })
+	g.Go(func() error { return s.hangups(ctx) })
+	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
+	g.Go(func() error { return scrub(ctx, s.broker) })
+	s.log.Info("serving", "version", version, "socket", s.paths.consumer, "clients", len(s.current.config.Clients))
+	notify(daemon.SdNotifyReady, s.summary())
+	err := g.Wait()
+	notify(daemon.SdNotifyStopping)
+	s.audit.Note(audit.Event{Type: audit.DaemonStop})
+	endLog()
+	err = errors.Join(err, <-logged)
+	s.current.close(nil)
+	return err
+}
+
+func (s *server) summary() string {
+	return fmt.Sprintf("STATUS=Serving %d clients on %s", len(s.current.config.Clients), s.paths.consumer)
+}
+
+func (s *server) startEvent() audit.Event {
+	return audit.Event{Type: audit.DaemonStart, Detail: map[string]string{"version": version, "config": s.paths.config,
+		"socket": s.paths.consumer, "clients": fmt.Sprint(len(s.current.config.Clients)), "secret_memory": protection()}}
+}
+
+// protection says how secrets are kept, after making one.
+func protection() string {
+	probe := secret.New([]byte{0})
+	defer probe.Wipe()
+	var kinds []string
+	for kind := range secret.Protected() {
+		kinds = append(kinds, string(kind))
+	}
+	return strings.Join(kinds, " ")
+}
+
+// hangups reloads on SIGHUP.
+func (s *server) hangups(ctx context.Context) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hup:
+			if changes, err := s.reload(ctx, nil); err != nil {
+				s.log.Error("the configuration was not taken: the old one stays", "error", err)
+			} else {
+				s.log.Info("configuration read anew", "changes", len(changes))
+			}
+		}
+	}
+}
+
+// watchdog tells systemd that the daemon still answers on its socket, which a
+// daemon that hangs does not.
+func watchdog(ctx context.Context, socket string) error {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every == 0 {
+		return nil //nolint:nilerr // an unreadable setting is no watchdog
+	}
+	hc := &http.Client{Timeout: every / 4, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}}}
+	tick := time.NewTicker(every / 3)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/healthz", nil)
+		if err != nil {
+			return err
+		}
+		if resp, err := hc.Do(req); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusTooManyRequests {
+				notify(daemon.SdNotifyWatchdog)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// scrub gives the memory through which secrets passed back to the kernel,
+// within a minute of their use: the collector alone leaves the bytes where
+// they were until something else needs the place.
+func scrub(ctx context.Context, b *broker.Broker) error {
+	const pause = 15 * time.Second
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	var done uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if n := b.SecretUses(); n != done {
+			debug.FreeOSMemory()
+			done = n
+		}
+	}
+}
+
+func notify(state ...string) { _, _ = daemon.SdNotify(false, strings.Join(state, "\n")) }
+
+// logger writes for the journal, which has its own time stamps, or a terminal.
+func logger(out io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}
+	}
+	return slog.New(slog.NewTextHandler(out, o))
+}

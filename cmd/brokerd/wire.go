@@ -1,0 +1,84 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"credentialbroker/configs"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+	"credentialbroker/rotation"
+)
+
+var errNoIssuer = errors.New("no token endpoint is configured: a client of preset oauth2 needs token_endpoint")
+
+// opened is a configuration with its secrets managers.
+type opened struct {
+	config    *configs.Config
+	providers map[string]providers.Provider
+}
+
+// open opens the providers of c; those that are configured as in old are taken
+// from there.
+func open(c *configs.Config, old *opened, clk clock.Clock) (*opened, error) {
+	o := &opened{config: c, providers: map[string]providers.Provider{}}
+	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
+		if old != nil && reflect.DeepEqual(old.config.Providers[name], c.Providers[name]) {
+			o.providers[name] = old.providers[name]
+			continue
+		}
+		p, err := c.Providers[name].Open(clk)
+		if err != nil {
+			o.close(old)
+			return nil, fmt.Errorf("provider %s: %w", name, err)
+		}
+		o.providers[name] = p
+	}
+	return o, nil
+}
+
+// close closes the providers of o that other does not use.
+func (o *opened) close(other *opened) {
+	for name, p := range o.providers {
+		if other == nil || other.providers[name] != p {
+			_ = p.Close()
+		}
+	}
+}
+
+// clients are the configuration as the broker takes it.
+func (o *opened) clients() ([]broker.Client, error) {
+	var list []broker.Client
+	for _, name := range slices.Sorted(maps.Keys(o.config.Clients)) {
+		c := o.config.Clients[name]
+		b := broker.Client{
+			Name: name, Provider: o.providers[c.Secret.Provider], ProviderName: c.Secret.Provider,
+			Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
+			Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
+			KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
+			MaxAge: c.Rotation.MaxAge.D(), Steps: strings.Join(c.Rotation.Steps, "\n"),
+			Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Requires, Prove: rotation.Prove(c.Prove),
+				AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
+		}
+		for _, h := range slices.Sorted(maps.Keys(c.Headers)) {
+			if v := c.Headers[h]; v != "" {
+				b.Headers = append(b.Headers, broker.Header{Name: h, Value: v})
+			}
+		}
+		if c.TokenEndpoint != "" {
+			p := c.Profile
+			b.Issuer = &p
+		} else if slices.Contains(c.Requires, "client_secret") {
+			return nil, fmt.Errorf("client %s: %w", name, errNoIssuer)
+		}
+		list = append(list, b)
+	}
+	return list, nil
+}
