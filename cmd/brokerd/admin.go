@@ -203,9 +203,16 @@ func (s *server) status() client.Status {
 		out.Providers = append(out.Providers, *m)
 	}
 	for _, w := range config.Warnings(access.SystemNames()) {
-		out.Warnings = append(out.Warnings, client.Finding{Check: "configuration", Target: fmt.Sprintf("%s:%d", w.File, w.Line), Level: client.Warning, Detail: w.Message})
+		out.Warnings = append(out.Warnings, client.Finding{Check: "configuration", Target: place(w), Level: client.Warning, Detail: w.Message})
 	}
 	return out
+}
+
+func place(p configs.Problem) string {
+	if p.Line == 0 {
+		return p.File
+	}
+	return fmt.Sprintf("%s:%d", p.File, p.Line)
 }
 
 func state(err error, good time.Time) string {

@@ -128,19 +128,20 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	consumer, admin = inherited["broker"], inherited["admin"]
-	if consumer == nil {
-		if consumer, err = api.Listen(s.paths.consumer, socketMode); err != nil {
-			return nil, nil, err
+	take := func(name string, path *string) (net.Listener, error) {
+		if l := inherited[name]; l != nil {
+			*path = l.Addr().String()
+			return l, nil
 		}
+		return api.Listen(*path, socketMode)
 	}
-	if admin == nil {
-		if admin, err = api.Listen(s.paths.admin, socketMode); err != nil {
-			_ = consumer.Close()
-			return nil, nil, err
-		}
+	if consumer, err = take("broker", &s.paths.consumer); err != nil {
+		return nil, nil, err
 	}
-	s.paths.consumer, s.paths.admin = consumer.Addr().String(), admin.Addr().String()
+	if admin, err = take("admin", &s.paths.admin); err != nil {
+		_ = consumer.Close()
+		return nil, nil, err
+	}
 	return consumer, admin, nil
 }
 

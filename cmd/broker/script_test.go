@@ -1,0 +1,134 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+)
+
+// The scripts run the programs as they ship: broker, and the brokerd that it
+// finds beside itself. In a script, "demo [ARG…]" starts a broker with an
+// issuer on $SOCKET, and "finish SIGNAL" ends it.
+func TestScripts(t *testing.T) {
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", ".", "../brokerd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			run, err := os.MkdirTemp("", "broker-script-") // short: a socket's path may have 90 bytes
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { _ = os.RemoveAll(run) })
+			env.Setenv("PATH", dir+":"+env.Getenv("PATH"))
+			env.Setenv("SOCKET", filepath.Join(run, "broker.sock"))
+			env.Setenv("XDG_RUNTIME_DIR", run)
+			env.Setenv("UID", fmt.Sprint(os.Getuid()))
+			env.Setenv("SRC", mustAbs(filepath.Join("..", "..")))
+			env.Values["daemon"] = &daemonOf{}
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
+		},
+	})
+}
+
+func mustAbs(p string) string {
+	a, err := filepath.Abs(p)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+type daemonOf struct {
+	cmd *exec.Cmd
+	out bytes.Buffer
+}
+
+func startDemo(ts *testscript.TestScript, _ bool, args []string) {
+	d := ts.Value("daemon").(*daemonOf)
+	d.cmd = exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "brokerd"), append([]string{"demo", "--socket", ts.Getenv("SOCKET")}, args...)...)
+	d.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "XDG_RUNTIME_DIR=" + ts.Getenv("XDG_RUNTIME_DIR")}
+	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ts.Check(d.cmd.Start())
+	cmd := d.cmd
+	ts.Defer(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-time.After(20 * time.Millisecond) {
+		if c, err := net.Dial("unix", ts.Getenv("SOCKET")); err == nil {
+			_ = c.Close()
+			admin, _ := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "credential-broker-demo-*", "admin.sock"))
+			if len(admin) > 0 {
+				ts.Setenv("ADMIN", admin[len(admin)-1])
+				ts.Setenv("DEMO", filepath.Dir(admin[len(admin)-1]))
+				return
+			}
+		}
+	}
+	ts.Fatalf("the demonstration does not serve:\n%s", d.out.String())
+}
+
+func killDaemon(ts *testscript.TestScript, _ bool, args []string) {
+	d := ts.Value("daemon").(*daemonOf)
+	sig := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "HUP": syscall.SIGHUP}[args[0]]
+	ts.Check(d.cmd.Process.Signal(sig))
+	if sig == syscall.SIGHUP {
+		return
+	}
+	err := d.cmd.Wait()
+	var exit *exec.ExitError
+	if sig == syscall.SIGTERM && errors.As(err, &exit) {
+		ts.Fatalf("it ended with %v:\n%s", err, d.out.String())
+	}
+}
+
+// exitsWith runs a command that has to end with a code: code 77 broker token x.
+func exitsWith(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	got := 0
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+}
+
+// Every command explains itself with an example.
+func TestHelp(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Name() == "help" || c.Name() == "completion" || c.Parent() != nil && c.Parent().Name() == "completion" {
+			return
+		}
+		if c.Short == "" || !strings.Contains(c.Example, "broker") {
+			t.Errorf("%s has no description or no example", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(command())
+}
