@@ -1,0 +1,119 @@
+package file
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+
+	"credentialbroker/internal/secret"
+	"credentialbroker/providers"
+)
+
+func TestPut(t *testing.T) {
+	m := newManager(t)
+	p := mustOpen(t, m.config())
+	w := p.(providers.Writer)
+	put := func(name string, fields map[string]string, expect providers.Version) (providers.Version, error) {
+		in := map[string]secret.Secret{}
+		for k, v := range fields {
+			in[k] = secret.FromString(v)
+		}
+		return w.Put(t.Context(), providers.Ref{Path: name}, in, expect)
+	}
+	_, err := put("app", map[string]string{"a": "1"}, "0123456789abcdef")
+	wantKind(t, err, providers.Conflict, "another writer")
+	_, err = put("app", map[string]string{"a": "\xff"}, "")
+	wantKind(t, err, providers.Unsupported, `"a" is not text`)
+	_, err = put("app", map[string]string{"a": strings.Repeat("x", providers.MaxPayload)}, "")
+	wantKind(t, err, providers.Unsupported, "larger")
+	if _, err := put("key", map[string]string{providers.Whole: "\xff"}, ""); err != nil {
+		t.Error(err)
+	}
+	info, err := os.Stat(m.file("key"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+
+	// Eight writers expect the same version: one wins.
+	v, err := put("app", map[string]string{"n": "0"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	results := make([]error, 8)
+	for i := range results {
+		wg.Go(func() { _, results[i] = put("app", map[string]string{"n": "1"}, v) })
+	}
+	wg.Wait()
+	won := 0
+	for _, err := range results {
+		if err == nil {
+			won++
+		} else {
+			wantKind(t, err, providers.Conflict, "nothing was written")
+		}
+	}
+	if won != 1 {
+		t.Errorf("%d of 8 writers won", won)
+	}
+	entries, _ := os.ReadDir(m.dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".new-") {
+			t.Errorf("%s was left behind", e.Name())
+		}
+	}
+}
+
+func TestPutWaitsForTheLockAsLongAsItMay(t *testing.T) {
+	m := newManager(t)
+	dir, err := os.OpenRoot(m.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	unlock, err := lock(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	w := mustOpen(t, m.config()).(providers.Writer)
+	_, err = w.Put(ctx, m.Ref("app"), nil, "")
+	wantKind(t, err, providers.Unavailable, "lock")
+	unlock()
+	if _, err := w.Put(t.Context(), m.Ref("app"), nil, ""); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRecipientsFile(t *testing.T) {
+	m := newManager(t)
+	other, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := m.config()
+	conf.RecipientsFile = filepath.Join(t.TempDir(), "recipients")
+	w := mustOpen(t, conf).(providers.Writer)
+	_, err = w.Put(t.Context(), m.Ref("app"), nil, "")
+	wantKind(t, err, providers.NotFound, "recipients file")
+	write(t, conf.RecipientsFile, []byte("nonsense"), 0o600)
+	_, err = w.Put(t.Context(), m.Ref("app"), nil, "")
+	wantKind(t, err, providers.Malformed, "age1")
+	write(t, conf.RecipientsFile, []byte(other.Recipient().String()+"\n"+m.id.Recipient().String()), 0o600)
+	if _, err = w.Put(t.Context(), m.Ref("app"), nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	sealed, _ := os.ReadFile(m.file("app"))
+	for _, id := range []age.Identity{m.id, other} {
+		if b, err := open(sealed, []age.Identity{id}); err != nil || string(b) != "{}" {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+}
