@@ -58,6 +58,7 @@ generate:
 	$(GO) generate ./...
 
 bench: build
+	integration/install.d/nginx.sh
 	$(GO) run ./bench
 
 clean:

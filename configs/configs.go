@@ -155,7 +155,7 @@ type Rotation struct {
 	// Settle is how long a bundle from several secrets has to stay the same
 	// before it counts. Missing: 30s.
 	Settle clock.Duration `yaml:"settle"`
-	// Poll is how often the manager is asked for a new version. Missing: 1m.
+	// Poll is how often the manager is asked for a new version. Missing: 5m.
 	Poll clock.Duration `yaml:"poll"`
 	// Accept is unproved to let a new version serve that cannot be proved.
 	// Missing: an administrator has to accept it.
@@ -215,9 +215,9 @@ type Admin struct {
 // Limits bound what one user of the machine may do, so that the others are
 // served whatever it does.
 type Limits struct {
-	ConnectionsPerUser int `yaml:"connections_per_user"` // open at once; zero: 1000
-	RequestsPerSecond  int `yaml:"requests_per_second"`  // of one user, twice that for a moment; zero: 2000
-	Connections        int `yaml:"connections"`          // of all users; zero: 20000
+	ConnectionsPerUser int `yaml:"connections_per_user"` // open at once; zero: 256
+	RequestsPerSecond  int `yaml:"requests_per_second"`  // of one user, twice that for a moment; zero: 5000
+	Connections        int `yaml:"connections"`          // of all users; zero: 4096
 }
 
 // Sockets are paths of the daemon's sockets when no socket unit hands them to

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"credentialbroker/internal/outbound"
 )
 
 // A Kind classifies what went wrong, once, at the boundary to the issuer.
@@ -89,7 +91,7 @@ func transportError(host string, err error) *Error {
 		return say("the request was abandoned", "")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return say("no answer in time", "")
-	case op != nil && op.Op == "proxyconnect":
+	case errors.Is(err, outbound.ErrProxy):
 		return say("the proxy cannot be reached", "check proxy and the way to it")
 	case errors.As(err, &dns):
 		return say("the host name cannot be resolved", "check the name and this machine's DNS; behind a firewall, set proxy")

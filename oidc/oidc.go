@@ -101,13 +101,13 @@ const (
 )
 
 // Open makes a client of p. It does no I/O beyond reading p's ca_file. rt is
-// how requests travel; nil means p.Transport().
+// how requests travel; nil means p.Exchange().
 func Open(p Profile, rt http.RoundTripper, c clock.Clock) (*Client, error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
 	}
 	if rt == nil {
-		t, err := p.Transport()
+		t, err := p.Exchange()
 		if err != nil {
 			return nil, err
 		}

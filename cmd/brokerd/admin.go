@@ -75,9 +75,6 @@ func (s *server) install(c *configs.Config) error {
 	}
 	clients, err := next.clients()
 	if err == nil {
-		for i := range clients {
-			clients[i].Transport = s.transport
-		}
 		err = s.broker.Apply(clients)
 	}
 	if err != nil {

@@ -59,8 +59,6 @@ type server struct {
 
 	mu      sync.Mutex // one reload at a time
 	current *opened
-	// transport carries the token requests of the demonstration's issuer.
-	transport http.RoundTripper
 }
 
 func serve(ctx context.Context, p paths, out io.Writer) error {

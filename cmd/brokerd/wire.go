@@ -12,6 +12,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/outbound"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -53,9 +54,12 @@ func (o *opened) close(other *opened) {
 	}
 }
 
-// clients are the configuration as the broker takes it.
+// clients are the configuration as the broker takes it. Clients that reach
+// their issuers in the same way share a transport, and the certificate
+// authorities that it holds.
 func (o *opened) clients() ([]broker.Client, error) {
 	var list []broker.Client
+	transports := map[outbound.Config]*outbound.Exchange{}
 	for _, name := range slices.Sorted(maps.Keys(o.config.Clients)) {
 		c := o.config.Clients[name]
 		b := broker.Client{
@@ -75,6 +79,14 @@ func (o *opened) clients() ([]broker.Client, error) {
 		if c.TokenEndpoint != "" {
 			p := c.Profile
 			b.Issuer = &p
+			if transports[p.Config] == nil {
+				t, err := p.Exchange()
+				if err != nil {
+					return nil, fmt.Errorf("client %s: %w", name, err)
+				}
+				transports[p.Config] = t
+			}
+			b.Transport = transports[p.Config]
 		} else if slices.Contains(c.Requires, "client_secret") {
 			return nil, fmt.Errorf("client %s: %w", name, errNoIssuer)
 		}

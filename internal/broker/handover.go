@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -238,13 +239,32 @@ type denied struct {
 
 const manyDenials = 4096
 
+// count records that a request was refused. What the caller wrote may be
+// anything, a secret in the wrong place too: names that are long, and scopes
+// that the client does not know, are not repeated.
 func (d *denials) count(b *Broker, c *access.Caller, r Request, why access.Reason) {
-	name := r.Client
-	if len(name) > 32 { // somebody may paste a token where the name belongs
-		name = name[:8] + "…"
-	}
 	b.metrics.denials.Inc()
-	d.add(b, c, audit.AccessDenied, denialOf{client: name, surface: string(r.Surface), scope: r.Scope, why: string(why)})
+	what := denialOf{client: r.Client, surface: string(r.Surface), why: string(why)}
+	cl := (*b.clients.Load())[r.Client]
+	if cl == nil && len(r.Client) > longestName {
+		what.client = r.Client[:8] + "…"
+	}
+	if cl != nil && known(r.Scope, cl.cfg.Limits.Scopes) {
+		what.scope = r.Scope
+	}
+	d.add(b, c, audit.AccessDenied, what)
+}
+
+// longestName is shorter than secrets are.
+const longestName = 20
+
+func known(scope string, scopes []string) bool {
+	for s := range strings.FieldsSeq(scope) {
+		if !slices.Contains(scopes, s) {
+			return false
+		}
+	}
+	return true
 }
 
 // add records the first of its kind within a minute and counts the others.

@@ -29,6 +29,10 @@ type Config struct {
 	Proxy string `yaml:"proxy,omitempty" json:"proxy,omitempty"`
 }
 
+// ErrProxy is in the errors of Dial, and of an Exchange, that are the proxy's
+// fault.
+var ErrProxy = errors.New("proxy")
+
 // Timeouts of every outbound call; a context may be stricter.
 const (
 	DialTimeout = 10 * time.Second
@@ -110,12 +114,12 @@ func (c Config) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	}
 	conn, err := d.DialContext(ctx, "tcp", host)
 	if err != nil {
-		return nil, fmt.Errorf("proxy: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrProxy, err)
 	}
 	tunnelled, err := connect(ctx, conn, proxy, addr)
 	if err != nil {
 		_ = conn.Close()
-		return nil, fmt.Errorf("proxy: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrProxy, err)
 	}
 	return tunnelled, nil
 }

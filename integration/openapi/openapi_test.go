@@ -1,0 +1,96 @@
+//go:build real
+
+// Package openapi_test holds the running daemon against its own OpenAPI
+// document, with requests that schemathesis makes up.
+package openapi_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"credentialbroker/integration/real"
+)
+
+// bridge lets a client that knows TCP alone reach a Unix socket. The broker
+// sees this process as the caller.
+func bridge(t *testing.T, socket string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			down, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go pipe(down, socket)
+		}
+	}()
+	return "http://" + l.Addr().String()
+}
+
+func pipe(down net.Conn, socket string) {
+	defer down.Close()
+	up, err := net.Dial("unix", socket)
+	if err != nil {
+		return
+	}
+	defer up.Close()
+	go func() {
+		_, _ = io.Copy(up, down)
+		_ = up.(*net.UnixConn).CloseWrite()
+	}()
+	_, _ = io.Copy(down, up)
+}
+
+// demo runs a broker with an issuer, and gives the admin socket.
+func demo(t *testing.T) (consumer, admin string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "broker-openapi-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	consumer = filepath.Join(dir, "broker.sock")
+	cmd := exec.Command(filepath.Join(real.Root(), "dist", "broker"), "demo", "--socket", consumer)
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
+	real.StartUnix(t, consumer, cmd)
+	found, _ := filepath.Glob(filepath.Join(dir, "credential-broker-demo-*", "admin.sock"))
+	if len(found) != 1 {
+		t.Fatalf("admin sockets: %q", found)
+	}
+	return consumer, found[0]
+}
+
+func TestSockets(t *testing.T) {
+	consumer, admin := demo(t)
+	for _, c := range []struct{ name, socket, tag string }{{"consumer socket", consumer, "consumer"}, {"admin socket", admin, "admin"}} {
+		t.Run(c.name, func(t *testing.T) {
+			real.Row(t, "openapi", "schemathesis 4.32.5", c.name)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, real.Path("schemathesis", "venv", "bin", "st"), "run", filepath.Join(real.Root(), "api", "openapi.yaml"),
+				"--url", bridge(t, c.socket), "--include-tag", c.tag, "--exclude-path", "/v1/audit/follow", "--max-examples", "40", "--checks", "all",
+				"--phases", "examples,coverage,fuzzing", "--generation-deterministic", "--no-color", "--request-timeout", "60")
+			cmd.Dir = t.TempDir()
+			out, err := cmd.CombinedOutput()
+			text := string(out)
+			if i := strings.LastIndex(text, "SUMMARY"); i > 0 {
+				t.Log(text[i:])
+			}
+			if err != nil {
+				t.Errorf("%v\n%s", err, text)
+			}
+		})
+	}
+}
