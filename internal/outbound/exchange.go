@@ -62,13 +62,13 @@ func (x *Exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	end := func() { cancel(); leave() }
-	conn, err := x.connect(ctx, req)
+	conn, below, err := x.connect(ctx, req)
 	if err != nil {
 		end()
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	c := &connection{Conn: conn, end: func() { stop(); end() }}
+	c := &connection{Conn: conn, end: func() { stop(); below.Wipe(); end() }}
 	resp, err := c.exchange(req)
 	if err != nil {
 		_ = c.Close()
@@ -97,7 +97,8 @@ func (x *Exchange) enter(ctx context.Context, host string) (leave func(), err er
 	}
 }
 
-func (x *Exchange) connect(ctx context.Context, req *http.Request) (net.Conn, error) {
+// connect gives the connection, and what is below its TLS.
+func (x *Exchange) connect(ctx context.Context, req *http.Request) (net.Conn, *Forgetful, error) {
 	host, port := req.URL.Hostname(), req.URL.Port()
 	secure := req.URL.Scheme == "https"
 	if port == "" {
@@ -106,19 +107,23 @@ func (x *Exchange) connect(ctx context.Context, req *http.Request) (net.Conn, er
 		}
 	}
 	conn, err := x.cfg.Dial(ctx, net.JoinHostPort(host, port))
-	if err != nil || !secure {
-		return conn, err
+	if err != nil {
+		return nil, nil, err
 	}
+	if !secure {
+		return conn, &Forgetful{}, nil
+	}
+	below := &Forgetful{Conn: conn}
 	cfg := x.tls.Clone()
 	cfg.ServerName = host
-	t := tls.Client(conn, cfg)
+	t := tls.Client(below, cfg)
 	shake, cancel := context.WithTimeout(ctx, DialTimeout)
 	defer cancel()
 	if err := t.HandshakeContext(shake); err != nil {
 		_ = conn.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return t, nil
+	return t, below, nil
 }
 
 // connection carries one exchange. It remembers the buffer that answers are

@@ -48,7 +48,7 @@ func Open(c Config, _ clock.Clock) (providers.Provider, error) {
 		return nil, err
 	}
 	c.Region = region
-	t, err := c.Transport()
+	t, err := c.Exchange()
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func Open(c Config, _ clock.Clock) (providers.Provider, error) {
 	return p, err
 }
 
-func httpClient(t *http.Transport) *http.Client {
+func httpClient(t http.RoundTripper) *http.Client {
 	return &http.Client{Transport: t, Timeout: outbound.CallTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
