@@ -1,0 +1,270 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/broker"
+)
+
+// Administration is the daemon behind the admin socket. Every field is needed.
+type Administration struct {
+	// Roles are asked for at each request: a reload may change them.
+	Roles func() Roles
+	// Act records an act before it is done; its error is the answer instead.
+	Act func(ctx context.Context, c *access.Caller, act, client string, detail map[string]string) error
+	// Denied is told of each request that a missing role refused.
+	Denied func(c *access.Caller, act, client string)
+
+	Status func() client.Status
+	// Reload takes the configuration anew, whole or not at all. Its error is
+	// for the person who asked: it may have many lines, and holds no secret.
+	Reload func(context.Context, *access.Caller) ([]client.Change, error)
+	// Live looks at everything that the daemon depends on, until ctx ends.
+	Live   func(context.Context) iter.Seq[client.Finding]
+	Retry  func(ctx context.Context, client string) (client.Outcome, error)
+	Rotate func(ctx context.Context, client string, r client.Rotation) (client.Outcome, error)
+
+	Metrics  http.Handler // in Prometheus's text format
+	AuditDir string       // of the log that the audit requests read
+}
+
+// A Role is what an administrator may do.
+type Role string
+
+// The roles. Each of the others includes Observe.
+const (
+	Observe  Role = "observe"  // status, metrics, audit
+	Operate  Role = "operate"  // rotate, retry, reload, check
+	Incident Role = "incident" // declare and contain
+)
+
+// Roles say which groups have a role. Root and the daemon's own user have all.
+type Roles map[Role][]Group
+
+// A Group is a group of the system.
+type Group struct {
+	Name string
+	GID  uint32
+}
+
+// has says whether c has the role.
+func (r Roles) has(c *access.Caller, role Role) bool {
+	if c.Container { // its root is another host's root
+		return false
+	}
+	if c.UID == 0 || int(c.UID) == os.Geteuid() {
+		return true
+	}
+	in := func(role Role) bool {
+		return slices.ContainsFunc(r[role], func(g Group) bool { return slices.Contains(c.Groups, g.GID) })
+	}
+	return in(role) || role == Observe && (in(Operate) || in(Incident))
+}
+
+// need says in words who has the role.
+func (r Roles) need(role Role) string {
+	var groups []string
+	for _, one := range []Role{role, Operate, Incident} {
+		for _, g := range r[one] {
+			if (one == role || role == Observe) && !slices.Contains(groups, g.Name) {
+				groups = append(groups, g.Name)
+			}
+		}
+	}
+	if len(groups) == 0 {
+		return "be root: no group has the role " + string(role) + " (admin: in the configuration)"
+	}
+	return "be root, or in a group with the role " + string(role) + " (" + strings.Join(groups, ", ") + ")"
+}
+
+// adminRoutes is the table of the admin socket.
+func adminRoutes() []route {
+	return []route{
+		{method: http.MethodGet, path: "/v1/status", role: Observe, serve: (*Server).status},
+		{method: http.MethodPost, path: "/v1/reload", role: Operate, act: "reload", serve: (*Server).reload},
+		{method: http.MethodPost, path: "/v1/check", role: Operate, act: "check", serve: (*Server).check},
+		{method: http.MethodPost, path: "/v1/clients/{client}/retry", role: Operate, act: "retry", serve: (*Server).retry},
+		{method: http.MethodPost, path: "/v1/clients/{client}/rotate", role: Operate, act: "rotate", serve: (*Server).rotate},
+		{method: http.MethodGet, path: "/v1/audit", role: Observe, serve: (*Server).auditTail},
+		{method: http.MethodGet, path: "/v1/audit/follow", role: Observe, serve: (*Server).auditFollow},
+		{method: http.MethodGet, path: "/v1/audit/denied", role: Observe, serve: (*Server).auditDenied},
+		{method: http.MethodGet, path: "/v1/audit/verify", role: Observe, serve: (*Server).auditVerify},
+		{method: http.MethodGet, path: "/v1/audit/export", role: Observe, serve: (*Server).auditExport},
+		{method: http.MethodGet, path: "/metrics", role: Observe, serve: (*Server).metrics},
+		{method: http.MethodGet, path: "/healthz", serve: (*Server).alive},
+	}
+}
+
+func (s *Server) admin(w http.ResponseWriter, r *http.Request) {
+	defer s.recovered(r)
+	c := s.enter(w, r)
+	c.mustLive()
+	if !s.admitted(w, c) {
+		return
+	}
+	rt, name, err := match(s.routes.admin, w, r)
+	if err == nil {
+		err = s.administer(w, r, c.caller.Load(), rt, name)
+	}
+	if err != nil {
+		s.refuse(w, r, err)
+	}
+}
+
+// administer serves a request of somebody who has the role.
+func (s *Server) administer(w http.ResponseWriter, r *http.Request, c *access.Caller, rt *route, name string) error {
+	if roles := s.cfg.Administration.Roles(); rt.role != "" && !roles.has(c, rt.role) {
+		s.cfg.Administration.Denied(c, rt.method+" "+rt.path, name)
+		return &broker.Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{},
+			Detail: "for this you have to " + roles.need(rt.role)}
+	}
+	return rt.serve(s, w, r, c, name)
+}
+
+// act records that c is about to do something. Nothing is done unrecorded.
+func (s *Server) act(r *http.Request, c *access.Caller, act, name string, detail map[string]string) error {
+	err := s.cfg.Administration.Act(r.Context(), c, act, name, detail)
+	var known *broker.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	return &broker.Error{Code: client.AuditUnavailable, RetryAfter: 5 * time.Second, Err: err,
+		Detail: "the act cannot be recorded in the audit log, so it is not done; broker status says what is wrong with the log"}
+}
+
+func (s *Server) status(w http.ResponseWriter, r *http.Request, _ *access.Caller, _ string) error {
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	return s.sendJSON(w, http.StatusOK, s.cfg.Administration.Status())
+}
+
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request, _ *access.Caller, _ string) error {
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	s.cfg.Administration.Metrics.ServeHTTP(w, r)
+	return nil
+}
+
+func (s *Server) reload(w http.ResponseWriter, r *http.Request, c *access.Caller, _ string) error {
+	if err := empty(r); err != nil {
+		return err
+	}
+	if err := s.act(r, c, "reload", "", nil); err != nil {
+		return err
+	}
+	changes, err := s.cfg.Administration.Reload(r.Context(), c)
+	var known *broker.Error
+	switch {
+	case err != nil && !errors.As(err, &known):
+		return &broker.Error{Code: client.InvalidConfiguration, Detail: err.Error()}
+	case err != nil:
+		return err
+	case changes == nil:
+		changes = []client.Change{}
+	}
+	return s.sendJSON(w, http.StatusOK, client.Changes{Changes: changes})
+}
+
+func (s *Server) retry(w http.ResponseWriter, r *http.Request, c *access.Caller, name string) error {
+	if err := empty(r); err != nil {
+		return err
+	}
+	if err := s.act(r, c, "retry", name, nil); err != nil {
+		return err
+	}
+	done, err := s.cfg.Administration.Retry(r.Context(), name)
+	if err != nil {
+		return err
+	}
+	return s.sendJSON(w, http.StatusOK, done)
+}
+
+func (s *Server) rotate(w http.ResponseWriter, r *http.Request, c *access.Caller, name string) error {
+	if err := noQuery(r); err != nil {
+		return err
+	}
+	var body []byte
+	if r.ContentLength != 0 {
+		var err error
+		if body, err = s.readBody(w, r); err != nil {
+			return err
+		}
+	}
+	want, err := parseRotation(body)
+	if err != nil {
+		return err
+	}
+	if err := s.act(r, c, "rotate", name, map[string]string{"accept": fmt.Sprint(want.Accept)}); err != nil {
+		return err
+	}
+	done, err := s.cfg.Administration.Rotate(r.Context(), name, want)
+	if err != nil {
+		return err
+	}
+	return s.sendJSON(w, http.StatusOK, done)
+}
+
+func (s *Server) check(w http.ResponseWriter, r *http.Request, c *access.Caller, _ string) error {
+	if err := empty(r); err != nil {
+		return err
+	}
+	if err := s.act(r, c, "check", "", nil); err != nil {
+		return err
+	}
+	ctx, end := s.untilStop(r.Context())
+	defer end()
+	out := s.stream(w)
+	for finding := range s.cfg.Administration.Live(ctx) {
+		if out.line(finding) != nil {
+			return nil // whoever asked has gone
+		}
+	}
+	return nil
+}
+
+// empty refuses a query or a body where none belongs.
+func empty(r *http.Request) error {
+	if r.ContentLength != 0 {
+		return invalid("this request has no body")
+	}
+	return noQuery(r)
+}
+
+// stream is an answer of JSON lines, each sent at once. Its status is 200 from
+// the first line on: what goes wrong later is told in a line, or ends it.
+type stream struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+	each    time.Duration
+}
+
+func (s *Server) stream(w http.ResponseWriter) *stream {
+	w.Header()["Content-Type"] = s.fixed.stream
+	return &stream{w, http.NewResponseController(w), s.times.line}
+}
+
+func (s *stream) line(v any) error {
+	// A reader that stops reading does not hold the connection for ever.
+	_ = s.control.SetWriteDeadline(time.Now().Add(s.each))
+	encoder := json.NewEncoder(s.w)
+	encoder.SetEscapeHTML(false) // as in the audit log: its hashes are over these bytes
+	if err := encoder.Encode(v); err != nil {
+		return err
+	}
+	return s.control.Flush()
+}
+
+func (s *stream) flush() error { return s.control.Flush() }

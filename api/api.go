@@ -1,0 +1,259 @@
+// Package api serves the broker's two Unix sockets over HTTP/1.1: one for
+// consumers, one for administrators. openapi.yaml describes both.
+//
+// Rules of the package:
+//   - who asks is the process that opened the connection, as the kernel says;
+//     it is asked once, before the first byte is read, and once that process is
+//     gone its connection gets nothing more;
+//   - one user's connections and requests are capped, so that they cost the
+//     others nothing;
+//   - what may hold a token is built in a buffer that is wiped, never in a
+//     string;
+//   - an administrative act is recorded before it is done.
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/broker"
+)
+
+// A Server answers on both sockets. Make one with New; Run serves.
+type Server struct {
+	cfg    Config
+	log    *slog.Logger
+	routes struct{ consumer, admin []route }
+	pools  struct{ consumer, admin *pool }
+
+	times       times
+	fixed       fixed
+	buffers     buffers
+	reading     sync.Mutex      // the whole audit log
+	stopping    context.Context // ends when Run goes down: streams end with it
+	stop        context.CancelFunc
+	rateLimited atomic.Uint64
+}
+
+// Config is what a Server works with.
+type Config struct {
+	// Consumer and Admin are the sockets, from Listen or Inherited. Run closes
+	// them. nil: this one is not served.
+	Consumer, Admin net.Listener
+	Broker          Broker
+	Administration  Administration
+	Limits          Limits
+	// Log is for what is wrong on the broker's side. nil: slog.Default().
+	Log *slog.Logger
+}
+
+// Broker decides what a consumer gets. Its errors are *broker.Error; another
+// one is answered as internal, without its text.
+type Broker interface {
+	dispenser
+	viewer
+}
+
+type dispenser interface {
+	Token(context.Context, *access.Caller, broker.Request) (*broker.Grant, error)
+	APIKey(ctx context.Context, c *access.Caller, client string) (*broker.Grant, error)
+	Reject(context.Context, *access.Caller, broker.Rejection) (broker.Rejected, error)
+}
+
+type viewer interface {
+	Whoami(*access.Caller) broker.Identity
+	Ready(*access.Caller) broker.Readiness
+}
+
+// times are the time limits of a connection; only tests have others. A
+// request's own time is the broker's to bound.
+type times struct {
+	header time.Duration // to send the request line and headers
+	body   time.Duration // to send the body
+	idle   time.Duration // between requests
+	write  time.Duration // from the request to the end of the answer
+	line   time.Duration // to take one line of a stream
+	drain  time.Duration // for requests in flight when the server goes down
+	quiet  time.Duration // until connections without a request are closed then
+}
+
+func newTimes() times {
+	return times{header: 10 * time.Second, body: 10 * time.Second, idle: 5 * time.Minute, write: 2 * time.Minute,
+		line: 30 * time.Second, drain: 5 * time.Second, quiet: 300 * time.Millisecond}
+}
+
+const (
+	maxHeader = 16 << 10 // bytes
+	maxBody   = 64 << 10 // bytes
+)
+
+// New makes a Server; it starts nothing.
+func New(c Config) *Server {
+	s := &Server{cfg: c, log: c.Log, fixed: newFixed(), times: newTimes()}
+	s.stopping, s.stop = context.WithCancel(context.Background())
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	s.routes.consumer = prepare(consumerRoutes())
+	s.routes.admin = prepare(adminRoutes())
+	s.pools.consumer = newPool(c.Limits, s.log)
+	s.pools.admin = newPool(adminLimits(), s.log)
+	return s
+}
+
+// Run serves until ctx ends; then it answers what is in flight, for at most
+// five seconds, and returns nil. It returns earlier, with the error, when a
+// socket fails. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	base := context.WithoutCancel(ctx) // what is in flight when ctx ends is still answered
+	var servers []*http.Server
+	failed := make(chan error, 2)
+	var accepting sync.WaitGroup
+	serve := func(l net.Listener, p *pool, h http.HandlerFunc) {
+		if l == nil {
+			return
+		}
+		srv := s.server(base, p, h)
+		servers = append(servers, srv)
+		accepting.Go(func() {
+			if err := srv.Serve(&gate{l, p}); !errors.Is(err, http.ErrServerClosed) {
+				failed <- err
+			}
+		})
+	}
+	serve(s.cfg.Consumer, s.pools.consumer, s.consumer)
+	serve(s.cfg.Admin, s.pools.admin, s.admin)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.stop()
+	drain, stop := context.WithTimeout(base, s.times.drain)
+	defer stop()
+	// net/http would wait for connections on which nothing was ever asked.
+	quiet := time.AfterFunc(s.times.quiet, func() {
+		s.pools.consumer.closeIdle()
+		s.pools.admin.closeIdle()
+	})
+	defer quiet.Stop()
+	var draining sync.WaitGroup
+	for _, srv := range servers {
+		draining.Go(func() {
+			if srv.Shutdown(drain) != nil {
+				_ = srv.Close() // ends the context of the requests that are left, too
+			}
+		})
+	}
+	draining.Wait()
+	accepting.Wait()
+	s.pools.consumer.wait()
+	s.pools.admin.wait()
+	return err
+}
+
+func (s *Server) server(base context.Context, p *pool, h http.HandlerFunc) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		BaseContext:                  func(net.Listener) context.Context { return base },
+		ConnContext:                  withConn,
+		ConnState:                    p.changed,
+		ReadHeaderTimeout:            s.times.header,
+		IdleTimeout:                  s.times.idle,
+		WriteTimeout:                 s.times.write,
+		MaxHeaderBytes:               maxHeader - 4096, // net/http adds 4096 itself
+		DisableGeneralOptionsHandler: true,
+		// What net/http logs is about connections that sent nonsense.
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+}
+
+// Traffic counts what happened on the consumer socket since the start.
+func (s *Server) Traffic() client.SocketStatus {
+	t := s.pools.consumer.traffic()
+	t.RateLimited = s.rateLimited.Load()
+	return t
+}
+
+func (s *Server) consumer(w http.ResponseWriter, r *http.Request) {
+	defer s.recovered(r)
+	c := s.enter(w, r)
+	if !s.admitted(w, c) {
+		return
+	}
+	rt, name, err := match(s.routes.consumer, w, r)
+	if err == nil {
+		if !rt.dispenses {
+			c.mustLive()
+		}
+		err = rt.serve(s, w, r, c.caller.Load(), name)
+	}
+	if err != nil {
+		s.refuse(w, r, err)
+	}
+}
+
+// enter returns the connection of a request.
+func (s *Server) enter(w http.ResponseWriter, r *http.Request) *conn {
+	c, ok := r.Context().Value(connKey{}).(*conn)
+	if !ok {
+		panic("api: a connection that no gate let in")
+	}
+	w.Header()["Cache-Control"] = s.fixed.noStore
+	return c
+}
+
+// admitted says whether the caller is within its caps; if not, it has been
+// told so.
+func (s *Server) admitted(w http.ResponseWriter, c *conn) bool {
+	wait := c.peer.bucket.take(c.pool.now(), &c.pool.limits)
+	if wait == 0 && !c.over {
+		return true
+	}
+	s.rateLimited.Add(1)
+	detail := "this user asks too often: ask once per call to the API, and wait for Retry-After"
+	if c.over {
+		detail = "this user has too many connections with a request in progress: share connections, or let requests end first"
+		w.Header().Set("Connection", "close")
+	}
+	s.problem(w, broker.Problem(&broker.Error{Code: client.RateLimited, Detail: detail, RetryAfter: max(wait, time.Second)}))
+	return false
+}
+
+// recovered turns a panic into a closed connection. The value of the panic is
+// not logged: it may hold what must not be.
+func (s *Server) recovered(r *http.Request) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+		s.log.Error("a request failed inside the broker; please report this", "method", r.Method, "stack", string(frames(debug.Stack())))
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// frames leaves the functions and lines of a stack, without the arguments.
+func frames(stack []byte) []byte {
+	var out []byte
+	for line := range strings.Lines(string(stack)) {
+		if i := strings.LastIndexByte(line, '('); i > 0 && line[0] != '\t' {
+			line = line[:i] + "\n"
+		}
+		out = append(out, line...)
+	}
+	return out
+}

@@ -1,0 +1,294 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/fake"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+	"credentialbroker/rotation"
+)
+
+const (
+	theID     = "kCVy8fpVSU50zFzi8TIC"
+	theSecret = "client-secret-7f3a9"
+	theKey    = "api-key-51c07"
+)
+
+// house is a daemon without its process: real sockets, broker and audit log;
+// at the wire, an issuer and a secrets manager that obey the test.
+type house struct {
+	t        testing.TB
+	dir      string
+	consumer string // path of the socket
+	admin    string
+	issuer   *fake.Issuer
+	store    *fake.Store
+	broker   *broker.Broker
+	server   *Server
+	log      *lockedBuffer
+	http     *http.Client // on the consumer socket
+	stop     func() error // ends the server and waits
+
+	mu    sync.Mutex
+	roles Roles
+	acts  []string
+	fail  error // of the next Act
+	inner Administration
+}
+
+// lockedBuffer is a log that can be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newHouse builds and starts one; change may alter the configuration first.
+func newHouse(t testing.TB, change func(*Server)) *house {
+	t.Helper()
+	// Not t.TempDir: other users have to get through.
+	dir, err := os.MkdirTemp("", "house")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := &house{t: t, dir: dir, store: fake.NewStore(), log: &lockedBuffer{},
+		issuer: fake.NewIssuer(fake.Client{ID: theID, Secret: theSecret, APIKey: theKey})}
+	h.consumer, h.admin = filepath.Join(h.dir, "broker.sock"), filepath.Join(h.dir, "admin.sock")
+	h.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": theKey})
+	for _, sub := range []string{"state", "state/credentials"} {
+		if err := os.Mkdir(filepath.Join(h.dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, err := audit.Open(audit.Config{Anchor: "none"}, audit.Options{Dir: filepath.Join(h.dir, "audit")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.broker = broker.New(broker.Options{Audit: log, Clock: clock.System{}, Dir: filepath.Join(h.dir, "state")})
+	cfg := Config{Broker: h.broker, Log: slog.New(slog.NewTextHandler(h.log, nil)), Administration: h.administration()}
+	if cfg.Consumer, err = Listen(h.consumer, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Admin, err = Listen(h.admin, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	h.server = New(cfg)
+	if change != nil {
+		change(h.server)
+	}
+	h.http = via(h.consumer)
+	if err := h.broker.Apply([]broker.Client{h.client("vdab", me()), h.client("other", access.Entry{User: "54321"})}); err != nil {
+		t.Fatal(err)
+	}
+	h.run(log)
+	return h
+}
+
+// me is an entry for whoever runs the test.
+func me() access.Entry {
+	return access.Entry{User: itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.Headers, access.APIKey}}
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + itoa(n%10)
+}
+
+func (h *house) client(name string, entry access.Entry) broker.Client {
+	return broker.Client{Name: name, Provider: h.store, ProviderName: "store", Allow: []access.Entry{entry},
+		Headers: []broker.Header{{Name: "Authorization", Value: "Bearer {access_token}"}, {Name: "X-IBM-Client-Id", Value: "{api_key}"}},
+		Issuer:  &oidc.Profile{TokenEndpoint: "https://issuer.example" + fake.TokenPath}, Transport: h.issuer.RoundTripper(),
+		Limits: access.Limits{Scopes: []string{"read", "write"}},
+		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}},
+			Required: []string{"client_id", "client_secret", "api_key"}},
+	}
+}
+
+// administration is the daemon's part, as far as the sockets need one.
+func (h *house) administration() Administration {
+	return Administration{
+		Roles: func() Roles { h.mu.Lock(); defer h.mu.Unlock(); return h.roles },
+		Act: func(_ context.Context, _ *access.Caller, act, client string, _ map[string]string) error {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.acts = append(h.acts, strings.TrimSpace(act+" "+client))
+			return h.fail
+		},
+		Denied: func(_ *access.Caller, act, _ string) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.acts = append(h.acts, "denied "+act)
+		},
+		Status: func() client.Status {
+			return client.Status{Version: "test", Clients: []client.StatusClient{{Client: "vdab"}}}
+		},
+		Reload: func(ctx context.Context, c *access.Caller) ([]client.Change, error) {
+			if h.inner.Reload != nil {
+				return h.inner.Reload(ctx, c)
+			}
+			return nil, nil
+		},
+		Live: func(context.Context) iter.Seq[client.Finding] {
+			return func(yield func(client.Finding) bool) {
+				_ = yield(client.Finding{Check: "clock", Target: "host", Level: client.OK, Detail: "in step"}) &&
+					yield(client.Finding{Check: "provider", Target: "<corp>", Level: client.Warning, Detail: "slow"})
+			}
+		},
+		Retry: func(_ context.Context, name string) (client.Outcome, error) {
+			return client.Outcome{Reason: "may be tried again"}, h.broker.Retry(name)
+		},
+		Rotate: func(ctx context.Context, name string, r client.Rotation) (client.Outcome, error) {
+			if h.inner.Rotate != nil {
+				return h.inner.Rotate(ctx, name, r)
+			}
+			st, err := h.broker.Rotate(ctx, name, r.Accept)
+			return client.Outcome{Version: string(st.Version), Reason: "looked"}, err
+		},
+		Metrics:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
+		AuditDir: filepath.Join(h.dir, "audit"),
+	}
+}
+
+func (h *house) run(log *audit.Log) {
+	ctx, cancel := context.WithCancel(context.Background())
+	brokerCtx, stopBroker := context.WithCancel(context.Background())
+	logCtx, stopLog := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	var wg sync.WaitGroup
+	var logging sync.WaitGroup
+	wg.Go(func() { _ = h.broker.Run(brokerCtx) })
+	logging.Go(func() { _ = log.Run(logCtx) })
+	go func() { done <- h.server.Run(ctx) }()
+	h.stop = sync.OnceValue(func() error {
+		cancel()
+		err := <-done
+		stopBroker()
+		wg.Wait()
+		stopLog()
+		logging.Wait()
+		return err
+	})
+	h.t.Cleanup(func() {
+		if err := h.stop(); err != nil {
+			h.t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// recorded is what Act and Denied were told.
+func (h *house) recorded() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string(nil), h.acts...)
+}
+
+func via(socket string) *http.Client {
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableCompression: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return connect(socket) }}}
+}
+
+// connect waits while the kernel's queue of connections is full, as a blocking
+// connect does.
+func connect(socket string) (net.Conn, error) {
+	for {
+		c, err := net.Dial("unix", socket)
+		if !errors.Is(err, unix.EAGAIN) {
+			return c, err
+		}
+		runtime.Gosched()
+	}
+}
+
+// answer is a response, read whole.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func ask(t testing.TB, c *http.Client, method, path, body string, header ...string) answer {
+	t.Helper()
+	req, err := http.NewRequest(method, "http://broker"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return answer{resp.StatusCode, resp.Header, string(b)}
+}
+
+// raw sends bytes on a connection of its own and reads one answer; an error
+// means that there was none.
+func raw(t testing.TB, socket, request string) (answer, error) {
+	t.Helper()
+	c, err := connect(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(c, request); err != nil {
+		return answer{}, err
+	}
+	return readAnswer(c)
+}
+
+func readAnswer(c net.Conn) (answer, error) {
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answer{resp.StatusCode, resp.Header, string(b)}, err
+}
