@@ -90,8 +90,7 @@ func strict(t *testing.T, body string, v any) {
 }
 
 func TestNotReady(t *testing.T) {
-	h := newHouse(t, nil)
-	h.issuer.Set(fake.Fault{Kind: "401"})
+	h := newFaultyHouse(t, fake.Fault{Kind: "401"}, nil)
 	if a := ask(t, h.http, "GET", "/v1/clients/vdab/token", ""); a.status != 502 {
 		t.Errorf("%+v", a)
 	}
@@ -201,8 +200,7 @@ func TestUnknownAndNotAllowedAreTheSame(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	h := newHouse(t, nil)
-	h.issuer.Set(fake.Fault{Kind: "503", RetryAfter: 7 * time.Second})
+	h := newFaultyHouse(t, fake.Fault{Kind: "503", RetryAfter: 7 * time.Second}, nil)
 	a := ask(t, h.http, "GET", "/v1/clients/vdab/token", "")
 	var p client.Problem
 	strict(t, a.body, &p)

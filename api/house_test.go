@@ -80,6 +80,12 @@ func (l *lockedBuffer) String() string {
 // newHouse builds and starts one; change may alter the configuration first.
 func newHouse(t testing.TB, change func(*Server)) *house {
 	t.Helper()
+	return newFaultyHouse(t, fake.Fault{}, change)
+}
+
+// newFaultyHouse has an issuer with a fault from the start.
+func newFaultyHouse(t testing.TB, fault fake.Fault, change func(*Server)) *house {
+	t.Helper()
 	// Not t.TempDir: other users have to get through.
 	dir, err := os.MkdirTemp("", "house")
 	if err != nil {
@@ -91,6 +97,7 @@ func newHouse(t testing.TB, change func(*Server)) *house {
 	}
 	h := &house{t: t, dir: dir, store: fake.NewStore(), log: &lockedBuffer{},
 		issuer: fake.NewIssuer(fake.Client{ID: theID, Secret: theSecret, APIKey: theKey})}
+	h.issuer.Set(fault)
 	h.consumer, h.admin = filepath.Join(h.dir, "broker.sock"), filepath.Join(h.dir, "admin.sock")
 	h.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": theKey})
 	for _, sub := range []string{"state", "state/credentials"} {

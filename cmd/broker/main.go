@@ -96,6 +96,7 @@ func exitCode(err error) int {
 		return exitTryAgain
 	case client.InvalidConfiguration:
 		return exitConfig
+	case client.CredentialsRejected, client.IssuerProtocolError, client.Internal:
 	}
 	return exitUnavailable
 }

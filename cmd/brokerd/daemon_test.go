@@ -222,5 +222,3 @@ func (s *site) do(socket, method, path, body string) (int, string) {
 	_, _ = b.ReadFrom(resp.Body)
 	return resp.StatusCode, b.String()
 }
-
-func (s *site) token() (int, string) { return s.do("broker.sock", "GET", "/v1/clients/vdab/token", "") }

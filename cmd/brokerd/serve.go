@@ -223,7 +223,7 @@ func (s *server) hangups(ctx context.Context) error {
 func watchdog(ctx context.Context, socket string) error {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
-		return nil //nolint:nilerr // an unreadable setting is no watchdog
+		return nil // an unreadable setting is no watchdog
 	}
 	hc := &http.Client{Timeout: every / 4, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

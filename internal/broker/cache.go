@@ -71,7 +71,6 @@ type entry struct {
 	read  atomic.Int64 // boot time of the last read; 0: never
 	// notBefore is the boot time before which no background flight starts.
 	notBefore atomic.Int64
-	reads     atomic.Int64
 
 	mu       sync.Mutex
 	flight   *flight

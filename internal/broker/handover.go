@@ -199,7 +199,7 @@ func auditCaller(c *access.Caller) audit.Caller {
 
 // noteRejection records a consumer's complaint; a caller that goes on is
 // counted like any repeated refusal.
-func (b *Broker) noteRejection(cl *cachedClient, c *access.Caller, r Rejection, keyFault bool) {
+func (b *Broker) noteRejection(cl *cachedClient, c *access.Caller, keyFault bool) {
 	what := "token"
 	if keyFault {
 		what = "api_key"

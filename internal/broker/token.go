@@ -104,13 +104,13 @@ func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 }
 
 // want is the token request that a decision allows.
-func (cl *cachedClient) want(d access.Decision, r Request) oidc.Request {
+func (c *cachedClient) want(d access.Decision, r Request) oidc.Request {
 	w := oidc.Request{Scope: d.Scope, Audience: d.Audience, Resource: r.Resource}
 	if w.Scope == "" {
-		w.Scope = cl.cfg.Default.Scope
+		w.Scope = c.cfg.Default.Scope
 	}
 	if w.Audience == "" && w.Resource == "" {
-		w.Audience, w.Resource = cl.cfg.Default.Audience, cl.cfg.Default.Resource
+		w.Audience, w.Resource = c.cfg.Default.Audience, c.cfg.Default.Resource
 	}
 	return w
 }
@@ -206,7 +206,7 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 		return Rejected{}, err
 	}
 	keyFault := cl.meansKey(r.MoreInformation)
-	b.noteRejection(cl, c, r, keyFault)
+	b.noteRejection(cl, c, keyFault)
 	if keyFault {
 		cl.state.keyRejected(c, b.o.Clock.Now())
 		return Rejected{}, &Error{Code: client.APIKeyRejected, Detail: "the API refused the API key, not the token: a new token would not help; " +
@@ -257,8 +257,8 @@ func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rej
 const apiConnectKey = "invalid client id or secret"
 
 // meansKey says whether an API's text is about the key rather than the token.
-func (cl *cachedClient) meansKey(moreInformation string) bool {
-	text, parts := strings.ToLower(moreInformation), cl.cfg.KeyRejected
+func (c *cachedClient) meansKey(moreInformation string) bool {
+	text, parts := strings.ToLower(moreInformation), c.cfg.KeyRejected
 	if parts == nil {
 		parts = []string{apiConnectKey}
 	}
