@@ -213,6 +213,11 @@ func (s *Server) enter(w http.ResponseWriter, r *http.Request) *conn {
 		panic("api: a connection that no gate let in")
 	}
 	w.Header()["Cache-Control"] = s.fixed.noStore
+	if r.ContentLength != 0 {
+		// net/http reads what is left of a body before it answers, and would
+		// wait for it as long as the caller likes.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.times.body))
+	}
 	return c
 }
 

@@ -21,7 +21,7 @@ import (
 //   - a new connection is served before an idle one is kept: whoever leaks
 //     connections loses old ones;
 //   - a user at its cap displaces its own connections; at the total, the one
-//     with most gives way;
+//     with most gives way, if need be in the middle of a request;
 //   - a half-sent request counts as idle.
 
 // Limits cap what one user may cost the others.
@@ -154,8 +154,12 @@ func (p *pool) admit(u *net.UnixConn) *conn {
 		c.over = victim == nil
 	case p.total >= p.limits.Connections:
 		if victim = p.greediest(); victim == nil {
-			p.mu.Unlock()
-			return nil
+			// Everything has a request in progress, or pretends to: whoever holds
+			// most gives way to whoever holds less.
+			if victim = p.busiest(len(own.conns) + 1); victim == nil {
+				p.mu.Unlock()
+				return nil
+			}
 		}
 	}
 	if c.over && len(own.conns) >= p.limits.ConnectionsPerUser+surplus {
@@ -193,6 +197,20 @@ func (p *pool) greediest() *conn {
 		if len(peer.conns) > most {
 			if c := peer.oldestIdle(); c != nil {
 				victim, most = c, len(peer.conns)
+			}
+		}
+	}
+	return victim
+}
+
+// busiest is any connection of the uid that holds most, if that is more than
+// fair.
+func (p *pool) busiest(fair int) (victim *conn) {
+	for _, peer := range p.peers {
+		if len(peer.conns) > fair {
+			fair = len(peer.conns)
+			for victim = range peer.conns {
+				break
 			}
 		}
 	}

@@ -147,9 +147,11 @@ func (a *answer) refusal() *Error {
 		return say(Throttled, "", "too many requests (HTTP 429)")
 	case a.status >= 500, a.status == 408, code == "server_error", code == "temporarily_unavailable":
 		return say(Unavailable, "", "the issuer cannot answer now (HTTP %d)", a.status)
-	case rejected && code == "invalid_client":
+	case rejected && code == "invalid_client", a.status == 401 && code != "":
+		// 401 is for a client that was not authenticated (RFC 6749 §5.2),
+		// whatever the code beside it: Keycloak says unauthorized_client.
 		return say(InvalidClient, "check that client_id and client_secret are current and belong to this environment of the issuer",
-			"the issuer refuses the client's secret (invalid_client, HTTP %d)", a.status)
+			"the issuer refuses the client's secret (%s, HTTP %d)", code, a.status)
 	case code != "" && code != "invalid_client" && (rejected || a.status == 403):
 		return say(Refused, refusedHint(code), "the issuer refuses the request (%s, HTTP %d)", code, a.status)
 	case a.status >= 300 && a.status < 400:

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,28 +10,49 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"credentialbroker/providers"
 )
 
-// ledger is what must survive a restart: which versions the issuer has refused
-// and how often authentication has failed within the last hour. It is durable
-// before the next attempt. It holds no secret, nor anything derived from one.
-type ledger struct {
-	Format  int                           `json:"format"`
-	Refused map[providers.Version]refusal `json:"refused,omitempty"`
+// A Ledger is what one client must not forget: which versions the issuer has
+// refused and how often authentication has failed within the last hour. It is
+// durable before the next attempt. It holds no secret, nor anything derived
+// from one.
+//
+// It belongs to the client's name for as long as the process lives: a changed
+// configuration gets another Credential and the same Ledger, so that what one
+// is doing at the issuer is known to the other.
+type Ledger struct {
+	file    string
+	minting turn // one authentication at a time: a dead secret is presented once
+
+	recording sync.Mutex // orders writes; held over them
+	written   []byte
+
+	mu    sync.Mutex
+	d     entries
+	works versionID // has authenticated in this process
+}
+
+// A versionID names a version and the place that it is in: another secrets
+// manager, path or issuer may use the same number.
+type versionID string
+
+// entries are the file's content.
+type entries struct {
+	Format  int                   `json:"format"`
+	Refused map[versionID]refusal `json:"refused,omitempty"`
 	// Failures are the failed authentications of the last hour.
 	Failures []intent `json:"failures,omitempty"`
 	// Proved is the last version that has authenticated: what others fail
 	// does not count against it.
-	Proved providers.Version `json:"proved,omitempty"`
+	Proved versionID `json:"proved,omitempty"`
 	// Intent is an attempt whose outcome is not known yet. Found at start, it
 	// counts as a failure, not as a refusal.
 	Intent *intent `json:"intent,omitempty"`
-
-	file  string
-	works providers.Version // has authenticated in this process
 }
 
 type refusal struct {
@@ -39,8 +61,8 @@ type refusal struct {
 }
 
 type intent struct {
-	Version providers.Version `json:"version"`
-	At      time.Time         `json:"at"`
+	Version versionID `json:"version"`
+	At      time.Time `json:"at"`
 }
 
 const (
@@ -49,46 +71,127 @@ const (
 	keptRefusals = 64
 )
 
-func openLedger(file string) (ledger, error) {
-	l := ledger{Format: ledgerFormat, file: file}
-	data, err := os.ReadFile(file)
+// OpenLedger reads the state file of a client in dir, which must exist.
+func OpenLedger(dir, client string) (*Ledger, error) {
+	l := &Ledger{file: filepath.Join(dir, client+".json"), minting: newTurn(), d: entries{Format: ledgerFormat}}
+	data, err := os.ReadFile(l.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &l)
+		err = json.Unmarshal(data, &l.d)
 	}
 	if err != nil {
-		return l, fmt.Errorf("state file %s cannot be read: %w; if it is damaged, remove it: refused versions will then be tried once more", file, err)
+		return nil, fmt.Errorf("state file %s cannot be read: %w; if it is damaged, remove it: refused versions will then be tried once more", l.file, err)
 	}
-	if l.Format != ledgerFormat {
-		return l, fmt.Errorf("state file %s has format %d, this version knows %d: install the version that wrote it", file, l.Format, ledgerFormat)
+	if l.d.Format != ledgerFormat {
+		return nil, fmt.Errorf("state file %s has format %d, this version knows %d: install the version that wrote it", l.file, l.d.Format, ledgerFormat)
 	}
-	if l.Intent != nil {
-		l.Failures = append(l.Failures, *l.Intent)
-		l.Intent = nil
+	if l.d.Intent != nil {
+		l.d.Failures = append(l.d.Failures, *l.d.Intent)
+		l.d.Intent = nil
 	}
 	return l, nil
 }
 
-// change applies f and says whether that made a difference, with the bytes to
-// write.
-func (l *ledger) change(f func(*ledger)) (bool, []byte) {
-	before, _ := json.Marshal(l)
-	f(l)
-	l.trim()
-	after, _ := json.Marshal(l)
-	return string(before) != string(after), after
+// change changes the entries and makes them durable. A write that failed is
+// made up for by the next.
+func (l *Ledger) change(f func(*entries)) error {
+	l.recording.Lock()
+	defer l.recording.Unlock()
+	l.mu.Lock()
+	f(&l.d)
+	l.d.trim()
+	data, err := json.Marshal(l.d)
+	l.mu.Unlock()
+	if err != nil || bytes.Equal(data, l.written) || l.written == nil && string(data) == `{"format":1}` {
+		return err
+	}
+	if err := l.write(data); err != nil {
+		return err
+	}
+	l.written = data
+	return nil
 }
 
-func (l *ledger) refused(v providers.Version) bool { _, ok := l.Refused[v]; return ok }
+func (l *Ledger) refusal(v versionID) (refusal, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.d.Refused[v]
+	return r, ok
+}
+
+// refusedOf lists the refused versions of one place.
+func (l *Ledger) refusedOf(place string) (list []providers.Version) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range l.d.Refused {
+		if v, ok := strings.CutPrefix(string(id), place); ok {
+			list = append(list, providers.Version(v))
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (l *Ledger) hasWorked(v versionID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.works == v
+}
 
 // exhausted gives the time when the budget allows the next attempt with v;
 // zero: now.
-func (l *ledger) exhausted(now time.Time, limit int, v providers.Version) time.Time {
+func (l *Ledger) exhausted(now time.Time, limit int, v versionID) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.d.exhausted(now, limit, v)
+}
+
+func (l *Ledger) intend(v versionID, now time.Time) error {
+	return l.change(func(d *entries) { d.Intent = &intent{v, now} })
+}
+
+func (l *Ledger) succeeded(v versionID) error {
+	l.mu.Lock()
+	l.works = v
+	l.mu.Unlock()
+	return l.change(func(d *entries) {
+		d.Intent, d.Proved = nil, v
+		delete(d.Refused, v)
+	})
+}
+
+// forget is for an attempt that the issuer did not judge.
+func (l *Ledger) forget() error { return l.change(func(d *entries) { d.Intent = nil }) }
+
+func (l *Ledger) failed(v versionID, now time.Time, code string) error {
+	l.mu.Lock()
+	if l.works == v {
+		l.works = ""
+	}
+	l.mu.Unlock()
+	return l.change(func(d *entries) {
+		d.Intent = nil
+		d.Failures = append(d.Failures, intent{v, now})
+		if d.Proved == v {
+			d.Proved = ""
+		}
+		if d.Refused == nil {
+			d.Refused = map[versionID]refusal{}
+		}
+		d.Refused[v] = refusal{now, code}
+	})
+}
+
+func (l *Ledger) pardon() error {
+	return l.change(func(d *entries) { d.Refused, d.Failures, d.Intent = nil, nil, nil })
+}
+
+func (d *entries) exhausted(now time.Time, limit int, v versionID) time.Time {
 	var recent []time.Time
-	for _, f := range l.Failures {
-		if v == l.Proved && f.Version != v {
+	for _, f := range d.Failures {
+		if v == d.Proved && f.Version != v {
 			continue
 		}
 		if now.Sub(f.At).Abs() < budgetPeriod {
@@ -102,52 +205,22 @@ func (l *ledger) exhausted(now time.Time, limit int, v providers.Version) time.T
 	return recent[len(recent)-limit].Add(budgetPeriod)
 }
 
-func (l *ledger) intend(v providers.Version, now time.Time) { l.Intent = &intent{v, now} }
-
-func (l *ledger) succeeded(v providers.Version) {
-	l.Intent, l.works, l.Proved = nil, v, v
-	delete(l.Refused, v)
-}
-
-func (l *ledger) forget() { l.Intent = nil }
-
-func (l *ledger) failed(v providers.Version, now time.Time, code string) {
-	l.Intent = nil
-	l.Failures = append(l.Failures, intent{v, now})
-	l.refuse(v, now, code)
-}
-
-func (l *ledger) refuse(v providers.Version, now time.Time, code string) {
-	if l.works == v {
-		l.works = ""
-	}
-	if l.Proved == v {
-		l.Proved = ""
-	}
-	if l.Refused == nil {
-		l.Refused = map[providers.Version]refusal{}
-	}
-	l.Refused[v] = refusal{now, code}
-}
-
-func (l *ledger) pardon() { l.Refused, l.Failures, l.Intent = nil, nil, nil }
-
 // trim keeps the file small, however long the client lives.
-func (l *ledger) trim() {
-	if n := len(l.Failures); n > keptRefusals {
-		l.Failures = l.Failures[n-keptRefusals:]
+func (d *entries) trim() {
+	if n := len(d.Failures); n > keptRefusals {
+		d.Failures = d.Failures[n-keptRefusals:]
 	}
-	for len(l.Refused) > keptRefusals {
-		oldest := slices.MinFunc(slices.Collect(maps.Keys(l.Refused)), func(a, b providers.Version) int {
-			return l.Refused[a].At.Compare(l.Refused[b].At)
+	for len(d.Refused) > keptRefusals {
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(d.Refused)), func(a, b versionID) int {
+			return d.Refused[a].At.Compare(d.Refused[b].At)
 		})
-		delete(l.Refused, oldest)
+		delete(d.Refused, oldest)
 	}
 }
 
 // write replaces the file so that either the old or the new one survives a
 // power loss.
-func (l *ledger) write(data []byte) error {
+func (l *Ledger) write(data []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(l.file), ".ledger-*")
 	if err != nil {
 		return err

@@ -117,10 +117,10 @@ func (c *Credential) mint(ctx context.Context, live *Live, r oidc.Request) (oidc
 	if c.deps.Issuer == nil {
 		return oidc.Token{}, &Error{Kind: RequestRefused, Detail: "this client has an API key and no issuer: ask for headers or api-key"}
 	}
-	if err := c.minting.take(ctx); err != nil {
+	if err := c.ledger.minting.take(ctx); err != nil {
 		return oidc.Token{}, err
 	}
-	defer c.minting.give()
+	defer c.ledger.minting.give()
 	return c.attempt(ctx, live, r)
 }
 
@@ -129,16 +129,20 @@ func (c *Credential) mint(ctx context.Context, live *Live, r oidc.Request) (oidc
 // caller has the minting turn.
 func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (oidc.Token, error) {
 	now := c.deps.Clock.Now()
-	if refused := c.allowed(now, live.Version); refused != nil {
+	if refused := c.allowed(now, live); refused != nil {
 		return oidc.Token{}, refused
 	}
-	if err := c.intend(now, live.Version); err != nil {
-		return oidc.Token{}, err
+	if !c.ledger.hasWorked(live.id) {
+		// A process that dies in its first attempt must not spend it twice.
+		if err := c.recorded(c.ledger.intend(live.id, now.Wall)); err != nil {
+			return oidc.Token{}, err
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, mintTimeout)
+	call, cancel := context.WithTimeout(ctx, mintTimeout)
 	defer cancel()
-	c.uses.Add(1)
-	t, err := c.deps.Issuer.Mint(ctx, oidc.Material(live.Fields), r)
+	c.deps.Uses.Add(1)
+	t, err := c.deps.Issuer.Mint(call, oidc.Material(live.Fields), r)
+	c.deps.Uses.Add(1)
 	now = c.deps.Clock.Now()
 	if err == nil {
 		c.mu.Lock()
@@ -146,81 +150,71 @@ func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (o
 		c.mu.Unlock()
 		// If this cannot be written, the intent stays on disk: that costs a
 		// part of the budget after a restart, and no token now.
-		_ = c.record(func(l *ledger) { l.succeeded(live.Version) })
+		_ = c.recorded(c.ledger.succeeded(live.id))
 		c.deps.Audit.Note(audit.Event{Type: audit.TokenMinted, Client: c.cfg.Client, Version: string(live.Version), Fingerprint: t.Fingerprint,
 			JTI: t.JTI, Scope: t.Scope, Audience: r.Audience, Expires: t.Expires.Wall})
 		return t, nil
 	}
-	return oidc.Token{}, c.failed(now, live.Version, r, err)
+	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+		// The daemon stops: whether the issuer has judged is not known, and the
+		// intent stays for the next start.
+		return oidc.Token{}, ctx.Err()
+	}
+	return oidc.Token{}, c.failed(now, live, r, err)
 }
 
 // allowed says why no attempt may be made now.
-func (c *Credential) allowed(now clock.Reading, v providers.Version) *Error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f, ok := c.ledger.Refused[v]; ok {
+func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
+	if f, ok := c.ledger.refusal(live.id); ok {
 		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0,
 			Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): store a new version, or, if the issuer was wrong, run broker retry %s",
-				v, f.At.UTC().Format(time.RFC3339), f.Code, c.cfg.Client)}
+				live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.cfg.Client)}
 	}
-	if at := c.ledger.exhausted(now.Wall, c.cfg.Failures, v); !at.IsZero() {
+	if at := c.ledger.exhausted(now.Wall, c.cfg.Failures, live.id); !at.IsZero() {
 		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall),
 			Detail: fmt.Sprintf("%d authentications failed within an hour; to avoid a lock-out the next attempt is at %s", c.cfg.Failures, at.UTC().Format(time.RFC3339))}
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.issuer.err != nil {
 		if wait := c.issuer.until.Until(now); wait > 0 {
-			return c.issuerError(c.issuer.err, wait)
+			return issuerError(c.issuer.err, wait)
 		}
 	}
 	return nil
 }
 
-// intend records the first attempt with a version that this process has not
-// seen work, so that a process that dies in it does not spend it twice.
-func (c *Credential) intend(now clock.Reading, v providers.Version) error {
+// recorded notes how a write of the ledger went.
+func (c *Credential) recorded(err error) error {
 	c.mu.Lock()
-	works := c.ledger.works == v
-	c.mu.Unlock()
-	if works {
+	defer c.mu.Unlock()
+	if err == nil {
+		c.state = trouble{}
 		return nil
 	}
-	return c.record(func(l *ledger) { l.intend(v, now.Wall) })
-}
-
-// record changes the ledger and makes it durable.
-func (c *Credential) record(change func(*ledger)) error {
-	c.recording.Lock()
-	defer c.recording.Unlock()
-	c.mu.Lock()
-	changed, data := c.ledger.change(change)
-	c.mu.Unlock()
-	if !changed {
-		return nil
-	}
-	if err := c.ledger.write(data); err != nil {
-		return &Error{Kind: StateUnwritable, RetryAfter: longestWait, Err: err,
-			Detail: "the state directory cannot be written, so that no authentication is attempted: " + err.Error()}
-	}
-	return nil
+	e := &Error{Kind: StateUnwritable, RetryAfter: longestWait, Err: err,
+		Detail: "the state directory cannot be written, so that no authentication is attempted: " + err.Error()}
+	c.state.fail(c.deps.Clock.Now(), e, 0)
+	return e
 }
 
 // failed classifies a failed attempt, once.
-func (c *Credential) failed(now clock.Reading, v providers.Version, r oidc.Request, err error) error {
+func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err error) error {
 	var e *oidc.Error
 	if !errors.As(err, &e) {
 		e = &oidc.Error{Kind: oidc.Unavailable, Message: "the issuer did not answer", Err: err}
 	}
 	if e.Kind == oidc.InvalidClient {
-		if err := c.record(func(l *ledger) { l.failed(v, now.Wall, e.Code) }); err != nil {
+		if err := c.recorded(c.ledger.failed(live.id, now.Wall, e.Code)); err != nil {
 			return err
 		}
-		c.note(audit.TokenRefused, v, e.Code, map[string]string{"alarm": "the issuer refused this version of the secret"})
-		refused := c.allowed(now, v) // says it in words
+		c.note(audit.TokenRefused, live.Version, e.Code, map[string]string{"alarm": "the issuer refused this version of the secret"})
+		refused := c.allowed(now, live) // says it in words
 		refused.fresh = true
 		return refused
 	}
 	// The issuer did not judge the secret: the attempt is not counted.
-	if err := c.record(func(l *ledger) { l.forget() }); err != nil {
+	if err := c.recorded(c.ledger.forget()); err != nil {
 		return err
 	}
 	if e.Kind == oidc.Refused {
@@ -233,12 +227,12 @@ func (c *Credential) failed(now clock.Reading, v providers.Version, r oidc.Reque
 	wait := c.issuer.until.Until(now)
 	c.mu.Unlock()
 	if !again {
-		c.note(audit.TokenRefused, v, string(e.Kind), map[string]string{"error": e.Error()})
+		c.note(audit.TokenRefused, live.Version, string(e.Kind), map[string]string{"error": e.Error()})
 	}
-	return c.issuerError(e, wait)
+	return issuerError(e, wait)
 }
 
-func (c *Credential) issuerError(err error, wait time.Duration) *Error {
+func issuerError(err error, wait time.Duration) *Error {
 	kind := Unavailable
 	var oe *oidc.Error
 	if errors.As(err, &oe) && oe.Kind == oidc.Protocol {
@@ -250,7 +244,7 @@ func (c *Credential) issuerError(err error, wait time.Duration) *Error {
 // Retry forgets refusals and failures, on an administrator's word, and looks
 // again.
 func (c *Credential) Retry() error {
-	err := c.record(func(l *ledger) { l.pardon() })
+	err := c.recorded(c.ledger.pardon())
 	c.mu.Lock()
 	c.issuer, c.provider = trouble{}, trouble{}
 	c.mu.Unlock()

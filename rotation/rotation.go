@@ -17,9 +17,12 @@ package rotation
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -39,20 +42,18 @@ type Credential struct {
 	cfg  Config
 	deps Deps
 
+	ledger   *Ledger
+	place    string // what is in front of a version in the ledger
 	current  atomic.Pointer[Live]
 	checking turn // reading from the secrets manager
-	minting  turn // one authentication at a time: a dead secret is presented once
 	wake     chan struct{}
-	uses     atomic.Uint64
 
 	mu        sync.Mutex // the fields below; never held over I/O
 	candidate *candidate
 	provider  trouble
 	issuer    trouble
+	state     trouble // of the state directory
 	checked   clock.Reading
-	ledger    ledger
-
-	recording sync.Mutex // orders writes of the ledger; held over them
 }
 
 // Config says what the credential is and how it is kept.
@@ -91,9 +92,13 @@ type Deps struct {
 	Provider     providers.Provider
 	ProviderName string
 	Issuer       *oidc.Client // nil: an API key needs no issuer
+	IssuerName   string       // tells issuers apart in the ledger: the token endpoint
 	Audit        *audit.Log
 	Clock        clock.Clock
-	Dir          string // of the state files; it must exist
+	Ledger       *Ledger // the client's, whatever its configuration
+	// Uses counts reads of secrets and their uses at issuers, before and after
+	// each: whoever cleans memory up looks whether it has changed.
+	Uses *atomic.Uint64
 }
 
 // A Live is an installed bundle. It does not change.
@@ -106,6 +111,8 @@ type Live struct {
 	// Proof is the token that proved the bundle, for Config.Default; nil if
 	// it was installed without proof.
 	Proof *oidc.Token
+
+	id versionID
 }
 
 // A candidate is a bundle that was read and does not serve yet.
@@ -125,7 +132,7 @@ const (
 	shortestWait    = 100 * time.Millisecond
 )
 
-// New reads the credential's state file. It starts nothing.
+// New makes a credential. It starts nothing and does no I/O.
 func New(cfg Config, deps Deps) (*Credential, error) {
 	if cfg.Poll == 0 {
 		cfg.Poll = defaultPoll
@@ -142,18 +149,26 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	if deps.Issuer == nil {
 		cfg.Prove = ProveNone
 	}
-	l, err := openLedger(filepath.Join(deps.Dir, cfg.Client+".json"))
+	if cfg.Prove != ProveMint && cfg.Prove != ProveNone {
+		return nil, fmt.Errorf("prove: %s is not available in this version: mint or none", cfg.Prove)
+	}
+	place, err := json.Marshal([]any{deps.IssuerName, deps.ProviderName, cfg.Spec})
 	if err != nil {
 		return nil, err
 	}
-	return &Credential{cfg: cfg, deps: deps, ledger: l, checking: newTurn(), minting: newTurn(), wake: make(chan struct{}, 1)}, nil
+	sum := sha256.Sum256(place)
+	return &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
+		checking: newTurn(), wake: make(chan struct{}, 1)}, nil
 }
+
+// id is a version's name in the ledger.
+func (c *Credential) id(v providers.Version) versionID { return versionID(c.place + string(v)) }
+
+// refused says whether the issuer has refused a version.
+func (c *Credential) refused(v versionID) bool { _, ok := c.ledger.refusal(v); return ok }
 
 // Current is the bundle that serves now; nil before the first read.
 func (c *Credential) Current() *Live { return c.current.Load() }
-
-// Uses counts reads of the secret and its uses at the issuer.
-func (c *Credential) Uses() uint64 { return c.uses.Load() }
 
 // Adopt starts c with a bundle that another Credential of the same client
 // holds, so that a changed configuration does not begin with a gap.
@@ -192,7 +207,7 @@ func (c *Credential) next() time.Duration {
 	defer c.mu.Unlock()
 	wait := jitter(c.cfg.Poll)
 	live := c.current.Load()
-	if live == nil || c.ledger.refused(live.Version) {
+	if live == nil || c.refused(live.id) {
 		wait = min(wait, jitter(30*time.Second)) // people are waiting
 	}
 	if c.provider.err != nil {
@@ -237,11 +252,12 @@ func (c *Credential) read(ctx context.Context) error {
 	switch {
 	case cand != nil:
 		have = cand.bundle.Version
-	case live != nil:
+	case live != nil && live.id == c.id(live.Version): // else it is from another place, with numbers of its own
 		have = live.Version
 	}
-	c.uses.Add(1)
+	c.deps.Uses.Add(1)
 	b, err := providers.Load(ctx, c.deps.Provider, c.cfg.Spec, have)
+	c.deps.Uses.Add(1)
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
 		c.readFailed(now, err)
@@ -251,7 +267,7 @@ func (c *Credential) read(ctx context.Context) error {
 	recovered := c.provider.err != nil
 	c.provider, c.checked = trouble{}, now
 	if err == nil {
-		if live != nil && b.Version == live.Version {
+		if live != nil && c.id(b.Version) == live.id {
 			c.candidate = nil // the manager went back to what serves
 			b.Wipe()
 		} else {
@@ -288,7 +304,6 @@ func (c *Credential) readFailed(now clock.Reading, err error) {
 func (c *Credential) advance(ctx context.Context) error {
 	c.mu.Lock()
 	cand := c.candidate
-	refused := cand != nil && c.ledger.refused(cand.bundle.Version)
 	c.mu.Unlock()
 	if cand == nil {
 		return nil
@@ -302,7 +317,7 @@ func (c *Credential) advance(ctx context.Context) error {
 		}
 	case live == nil: // even a refused one: whoever asks is told so
 		c.install(cand, nil)
-	case refused:
+	case c.refused(c.id(cand.bundle.Version)):
 		c.hold(cand, "the issuer refused it: store another version, or run broker retry "+c.cfg.Client, clock.Reading{})
 	case now.Sub(cand.ready) < 0:
 		c.hold(cand, "its parts have to settle", cand.ready)
@@ -318,11 +333,12 @@ func (c *Credential) advance(ctx context.Context) error {
 
 // prove gets a token with the candidate; success installs both.
 func (c *Credential) prove(ctx context.Context, cand *candidate) error {
-	if err := c.minting.take(ctx); err != nil {
+	if err := c.ledger.minting.take(ctx); err != nil {
 		return err
 	}
-	defer c.minting.give()
-	token, err := c.attempt(ctx, &Live{Version: cand.bundle.Version, Fields: cand.bundle.Fields}, c.cfg.Default)
+	defer c.ledger.minting.give()
+	b := cand.bundle
+	token, err := c.attempt(ctx, &Live{Version: b.Version, Fields: b.Fields, id: c.id(b.Version)}, c.cfg.Default)
 	if err == nil {
 		c.install(cand, &token)
 		return nil
@@ -375,7 +391,7 @@ func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 	c.candidate = nil
 	c.mu.Unlock()
 	c.current.Store(&Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
-		Installed: c.deps.Clock.Now(), Proof: proof})
+		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)})
 	// What was current is wiped when the last token minted with it is gone:
 	// its holders keep it alive, the collector ends it.
 	how := "unproved"
@@ -386,23 +402,30 @@ func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 }
 
 // Accept looks for a new version and installs it without proof, on an
-// administrator's word. It says whether there was one.
-func (c *Credential) Accept(ctx context.Context) (bool, error) {
+// administrator's word. If there is one that cannot be installed even so, why
+// says it in words.
+func (c *Credential) Accept(ctx context.Context) (installed bool, why string, err error) {
 	if err := c.Check(ctx); err != nil {
-		return false, err
+		return false, "", err
 	}
 	if err := c.checking.take(ctx); err != nil {
-		return false, err
+		return false, "", err
 	}
 	defer c.checking.give()
 	c.mu.Lock()
 	cand := c.candidate
 	c.mu.Unlock()
-	if cand == nil || c.lacking(cand.bundle, c.current.Load()) != "" {
-		return false, nil
+	if cand == nil {
+		return false, "", nil
+	}
+	if why = c.lacking(cand.bundle, c.current.Load()); why != "" {
+		return false, why, nil
+	}
+	if c.refused(c.id(cand.bundle.Version)) || c.deps.Clock.Now().Sub(cand.ready) < 0 {
+		return false, cand.why, nil
 	}
 	c.install(cand, nil)
-	return true, nil
+	return true, "", nil
 }
 
 func (c *Credential) note(t audit.Type, v providers.Version, code string, detail map[string]string) {

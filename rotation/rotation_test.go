@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,7 +60,11 @@ func (b *bench) start(cfg Config) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.c, err = New(cfg, Deps{Provider: b.store, Issuer: issuer, Audit: log, Clock: b.clock, Dir: b.dir})
+	ledger, err := OpenLedger(b.dir, "app")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.c, err = New(cfg, Deps{Provider: b.store, Issuer: issuer, Audit: log, Clock: b.clock, Ledger: ledger, Uses: new(atomic.Uint64)})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -295,11 +300,11 @@ func TestUnprovable(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.wantVersion("1")
-		if ok, err := b.c.Accept(b.t.Context()); !ok || err != nil {
-			t.Errorf("%v, %v", ok, err)
+		if ok, why, err := b.c.Accept(b.t.Context()); !ok || err != nil {
+			t.Errorf("%v, %s, %v", ok, why, err)
 		}
 		b.wantVersion("2")
-		if ok, _ := b.c.Accept(b.t.Context()); ok {
+		if ok, _, _ := b.c.Accept(b.t.Context()); ok {
 			t.Error("accepted what is not there")
 		}
 	})
@@ -312,31 +317,54 @@ func TestUnprovable(t *testing.T) {
 }
 
 func TestLedgerFile(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "x.json")
-	l, err := openLedger(file)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "x.json")
+	l, err := OpenLedger(dir, "x")
 	if err != nil {
 		t.Fatal(err)
 	}
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	for i := range 200 {
-		_, data := l.change(func(l *ledger) {
-			l.failed(providers.Version(strings.Repeat("v", i+1)), now.Add(time.Duration(i)*time.Second), "invalid_client")
-		})
-		if err := l.write(data); err != nil {
+		if err := l.failed(versionID(strings.Repeat("v", i+1)), now.Add(time.Duration(i)*time.Second), "invalid_client"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l, err = openLedger(file)
-	if err != nil || len(l.Refused) != keptRefusals || len(l.Failures) != keptRefusals || !l.refused(providers.Version(strings.Repeat("v", 200))) {
-		t.Errorf("%d refused, %d failures, %v", len(l.Refused), len(l.Failures), err)
+	if l, err = OpenLedger(dir, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.refusal(versionID(strings.Repeat("v", 200))); !ok || len(l.d.Refused) != keptRefusals || len(l.d.Failures) != keptRefusals {
+		t.Errorf("%d refused, %d failures", len(l.d.Refused), len(l.d.Failures))
 	}
 	for _, bad := range []string{`{`, `{"format":2}`, `[]`} {
 		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := openLedger(file); err == nil || !strings.Contains(err.Error(), file) {
+		if _, err := OpenLedger(dir, "x"); err == nil || !strings.Contains(err.Error(), file) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+// A write that failed is made up for by the next, whatever that is about.
+func TestLedgerMakesUpForAFailedWrite(t *testing.T) {
+	dir := t.TempDir()
+	l, err := OpenLedger(dir, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.file = filepath.Join(dir, "gone", "x.json")
+	if err := l.failed("v", time.Now(), "invalid_client"); err == nil {
+		t.Fatal("written to nowhere")
+	}
+	l.file = filepath.Join(dir, "x.json")
+	if err := l.forget(); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = OpenLedger(dir, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := l.refusal("v"); !ok {
+		t.Error("the refusal was lost")
 	}
 }
 
@@ -351,7 +379,7 @@ func TestBudget(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		failures []intent
-		proved   providers.Version
+		proved   versionID
 		wait     int // minutes
 	}{
 		{"none", nil, "", 0},
@@ -363,8 +391,8 @@ func TestBudget(t *testing.T) {
 		{"the clock was set back", at(30, 20, 10), "", 70},
 		{"the clock was set back by days", at(3000, 2000, 1000), "", 0},
 	} {
-		l := ledger{Failures: c.failures, Proved: c.proved}
-		got := l.exhausted(now, 3, "good")
+		d := entries{Failures: c.failures, Proved: c.proved}
+		got := d.exhausted(now, 3, "good")
 		want := time.Time{}
 		if c.wait > 0 {
 			want = now.Add(time.Duration(c.wait) * time.Minute)

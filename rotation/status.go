@@ -1,8 +1,6 @@
 package rotation
 
 import (
-	"maps"
-	"slices"
 	"time"
 
 	"credentialbroker/providers"
@@ -15,17 +13,30 @@ type Status struct {
 	Created   time.Time         // by the manager's word
 	Installed time.Time
 	Works     bool // has authenticated in this process
+	Dead      bool // the issuer has refused it
 
 	Candidate providers.Version
 	Waiting   string // why the candidate is not installed
 
 	Refused []providers.Version
 
-	Checked     time.Time // last good answer of the secrets manager
-	ProviderErr error
-	IssuerErr   error
-	Since       time.Time // of the worse of both
-	Next        time.Time // when it is tried again
+	Checked  time.Time // last good answer of the secrets manager
+	Provider Trouble   // of reading from it
+	Issuer   Trouble   // of getting tokens; its error is an *Error
+	State    Trouble   // of writing down what must survive; its error is an *Error
+}
+
+// A Trouble is a failure that goes on. Err is nil if there is none.
+type Trouble struct {
+	Err         error
+	Since, Next time.Time // Next: when it is tried again
+}
+
+func (t trouble) status() Trouble {
+	if t.err == nil {
+		return Trouble{}
+	}
+	return Trouble{Err: t.err, Since: t.since.Wall, Next: t.until.Wall}
 }
 
 // Status tells the state now.
@@ -33,19 +44,18 @@ func (c *Credential) Status() Status {
 	live := c.Current()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := Status{Checked: c.checked.Wall, ProviderErr: c.provider.err, IssuerErr: c.issuer.err,
-		Refused: slices.Sorted(maps.Keys(c.ledger.Refused))}
+	s := Status{Checked: c.checked.Wall, Provider: c.provider.status(), Issuer: c.issuer.status(), State: c.state.status()}
+	if s.Issuer.Err != nil {
+		s.Issuer.Err = issuerError(s.Issuer.Err, c.issuer.until.Until(c.deps.Clock.Now()))
+	}
 	if live != nil {
 		s.Version, s.Created, s.Installed = live.Version, live.Created, live.Installed.Wall
-		s.Works = c.ledger.works == live.Version
+		s.Works = c.ledger.hasWorked(live.id)
+		s.Dead = c.refused(live.id)
 	}
 	if c.candidate != nil {
-		s.Candidate, s.Waiting, s.Next = c.candidate.bundle.Version, c.candidate.why, c.candidate.next.Wall
+		s.Candidate, s.Waiting = c.candidate.bundle.Version, c.candidate.why
 	}
-	for _, t := range []trouble{c.provider, c.issuer} {
-		if t.err != nil {
-			s.Since, s.Next = t.since.Wall, t.until.Wall
-		}
-	}
+	s.Refused = c.ledger.refusedOf(c.place)
 	return s
 }

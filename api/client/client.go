@@ -56,17 +56,18 @@ func DefaultAdminSocket() string {
 	return inRuntimeDir("admin.sock")
 }
 
-// inRuntimeDir prefers the system's broker to one of the user's own.
+// inRuntimeDir prefers a broker that the user has started by hand.
 func inRuntimeDir(name string) string {
 	system := filepath.Join("/run/credential-broker", name)
 	dir := os.Getenv("XDG_RUNTIME_DIR")
 	if os.Geteuid() == 0 || dir == "" {
 		return system
 	}
-	if _, err := os.Stat(system); err == nil {
-		return system
+	own := filepath.Join(dir, "credential-broker", name)
+	if _, err := os.Stat(own); err == nil { // #nosec G703 -- the user's own directory
+		return own
 	}
-	return filepath.Join(dir, "credential-broker", name)
+	return system
 }
 
 // Token gives a token of the named client.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -84,6 +85,8 @@ func judge(st *client.Status) (code int, problems []string) {
 		switch {
 		case !c.Ready:
 			say(2, "%s: %s", c.Client, c.Reason)
+		case strings.HasPrefix(c.APIKey, "rejected"):
+			say(1, "%s: the API key was %s", c.Client, c.APIKey)
 		case c.Candidate != "":
 			say(1, "%s: version %s of the secret waits", c.Client, c.Candidate)
 		case c.Source.State == "failing" || c.Issuer.State == "failing":
@@ -123,12 +126,15 @@ func printStatus(out io.Writer, st *client.Status) error {
 		return err
 	}
 	for _, c := range st.Clients {
-		for _, line := range []struct{ what, text string }{{"", c.Reason}, {"version " + c.Candidate + " waits", c.Candidate},
+		for _, line := range []struct{ what, text string }{{"", c.Reason}, {"a new version waits", c.Candidate},
 			{"API key", strings.TrimPrefix(c.APIKey, "unproved")}, {"secrets manager", c.Source.Reason}} {
 			if line.text == "" {
 				continue
 			}
-			fmt.Fprintf(out, "\n%s: %s", c.Client, strings.TrimSuffix(line.what+": "+line.text, ": "))
+			if line.what != "" {
+				line.text = line.what + ": " + line.text
+			}
+			fmt.Fprintf(out, "\n%s: %s", c.Client, line.text)
 		}
 	}
 	for _, f := range st.Warnings {
@@ -160,12 +166,16 @@ func checkCommand(s *sockets) *cobra.Command {
 	return &cobra.Command{Use: "check", Short: "Check the configuration, offline; with --live what the daemon depends on", DisableFlagParsing: true,
 		Long: "Check the configuration, offline. With --egress, list every host:port for the firewall request. With --live,\n" +
 			"try inside the running daemon what it depends on: sockets, clock, TLS, permissions, mail relay, a login\n" +
-			"within the budget.",
+			"within the budget.\n\n" +
+			"Offline: --config FILE, --egress, --json. With --live: --json, --socket PATH, --admin-socket PATH.",
 		Example: "  broker check\n  broker check --egress\n  broker check --live",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rest, live, asJSON, err := s.liveFlags(args)
 			if err != nil {
 				return err
+			}
+			if slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+				return cmd.Help()
 			}
 			if !live {
 				return runDaemon(append([]string{"check"}, args...))

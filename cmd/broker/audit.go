@@ -20,7 +20,8 @@ import (
 )
 
 func auditCommand(s *sockets) *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "Read, check and export the audit log",
+	c := &cobra.Command{Use: "audit", Short: "Read, check and export the audit log", Args: unknown,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Example: "  broker audit tail --follow\n  broker audit verify\n  broker audit denied\n  broker audit export --from 2026-01-01 --format csv"}
 	c.AddCommand(auditTail(s), auditVerify(s), auditDenied(s), auditExport(s))
 	return c
@@ -121,6 +122,9 @@ func printVerdict(out io.Writer, v *client.Verdict) {
 	if v.Lost > 0 || v.Torn > 0 {
 		fmt.Fprintf(out, "the log says itself that %d events could not be written and %d unfinished ends were set aside\n", v.Lost, v.Torn)
 	}
+	if v.Partial != "" {
+		fmt.Fprintf(out, "%s: an unfinished line at the end, as a killed daemon leaves behind; the next start sets it aside\n", v.Partial)
+	}
 	for _, p := range v.Problems {
 		fmt.Fprintf(out, "WRONG: %s:%d: %s: %s\n", p.File, p.Line, p.What, p.Means)
 	}
@@ -130,7 +134,7 @@ func printVerdict(out io.Writer, v *client.Verdict) {
 	switch {
 	case len(v.Problems) > 0:
 	case v.Anchors == 0:
-		fmt.Fprintln(out, "intact in itself; it was compared with no anchor: run broker audit verify as root where the journal is")
+		fmt.Fprintln(out, "intact in itself; there was no anchor to compare it with: root reads them from the system journal, with audit: { anchor: journald }")
 	default:
 		fmt.Fprintf(out, "intact; %d anchors fit, up to entry %d\n", v.Anchors, v.Covered)
 	}
@@ -185,7 +189,12 @@ func printDenial(out io.Writer, d client.Denial) {
 		}
 	}
 	fmt.Fprintf(out, "%s was refused %s of %s %d times, last at %s (%s)\n", who, orDash(d.Surface), d.Client, d.Count, day(d.Last), d.Code)
-	fmt.Fprintf(out, "  clients:\n    %s:\n      allow:\n        - %s\n", d.Client, allowEntry(d))
+	switch d.Code {
+	case "identity", "container", "surface":
+		fmt.Fprintf(out, "  to allow it, if that client exists:\n  clients:\n    %s:\n      allow:\n        - %s\n", d.Client, allowEntry(d))
+	case "scope", "audience":
+		fmt.Fprintf(out, "  the %s lies outside of the entry: name it in scopes: or audiences: of the client, and of the entry if that lists any\n", d.Code)
+	}
 }
 
 func userName(uid uint32) string {

@@ -113,6 +113,8 @@ func command() *cobra.Command {
 			"hands them to the local processes that may have them.",
 		Example:       "  broker token vdab\n  broker headers vdab | curl -sSf -H @- https://api.vdab.be/services/openservices/\n  broker status",
 		Version:       version,
+		Args:          unknown,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -144,6 +146,14 @@ func (s *sockets) administration() *client.Admin {
 		a.Socket = besideOf(s.consumer)
 	}
 	return a
+}
+
+// unknown is the arguments of a command that has subcommands: a mistyped one.
+func unknown(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s has no command %q: %s --help lists them", cmd.CommandPath(), args[0], cmd.CommandPath())}
+	}
+	return nil
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

@@ -76,10 +76,11 @@ func startDemo(ts *testscript.TestScript, _ bool, args []string) {
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-time.After(20 * time.Millisecond) {
 		if c, err := net.Dial("unix", ts.Getenv("SOCKET")); err == nil {
 			_ = c.Close()
-			admin, _ := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "credential-broker-demo-*", "admin.sock"))
-			if len(admin) > 0 {
-				ts.Setenv("ADMIN", admin[len(admin)-1])
-				ts.Setenv("DEMO", filepath.Dir(admin[len(admin)-1]))
+			admin := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "admin.sock")
+			dirs, _ := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "credential-broker-demo-*"))
+			if _, err := os.Stat(admin); err == nil && len(dirs) > 0 {
+				ts.Setenv("ADMIN", admin)
+				ts.Setenv("DEMO", dirs[len(dirs)-1])
 				return
 			}
 		}

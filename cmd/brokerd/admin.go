@@ -28,7 +28,7 @@ import (
 // administration is the daemon as the admin socket sees it.
 func (s *server) administration(metrics *prometheus.Registry) api.Administration {
 	return api.Administration{
-		Roles: s.roles, Act: s.act, Denied: s.denied, Status: s.status, Reload: s.reload, Live: s.live,
+		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
 		Retry: s.retry, Rotate: s.rotate,
 		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		AuditDir: filepath.Join(s.paths.state, "audit"),
@@ -53,10 +53,6 @@ func (s *server) roles() api.Roles {
 
 func (s *server) act(ctx context.Context, c *access.Caller, act, client string, detail map[string]string) error {
 	return s.audit.Record(ctx, audit.Event{Type: audit.AdminAct, Code: act, Client: client, Detail: detail, Actor: actor(c)})
-}
-
-func (s *server) denied(c *access.Caller, act, client string) {
-	s.audit.Note(audit.Event{Type: audit.AccessDenied, Code: "role:" + act, Client: client, Caller: actor(c)})
 }
 
 func actor(c *access.Caller) *audit.Caller {
@@ -93,7 +89,7 @@ func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change,
 	notify(daemon.SdNotifyReloading)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	defer func() { notify(daemon.SdNotifyReady, s.summary()) }()
+	defer func() { notify(daemon.SdNotifyReady, s.summary(len(s.current.config.Clients))) }()
 	c, err := load(s.paths.config)
 	old := s.current.config
 	if err == nil {
@@ -101,7 +97,7 @@ func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change,
 	}
 	if err != nil {
 		s.audit.Note(audit.Event{Type: audit.ConfigRefused, Actor: actor(who), Detail: map[string]string{"error": firstLine(err)}})
-		return nil, err
+		return nil, fmt.Errorf("%w\nthe old configuration stays", err)
 	}
 	var changes []client.Change
 	wider := 0
@@ -158,9 +154,15 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 	if err != nil {
 		return client.Outcome{}, err
 	}
-	o := client.Outcome{Version: string(st.Version), Reason: "this is the secrets manager's current version, and it serves"}
-	if st.Candidate != "" {
+	o := client.Outcome{Version: string(st.Version), Reason: "this is the secrets manager's current version"}
+	switch {
+	case st.Candidate != "":
 		o.Reason = fmt.Sprintf("version %s waits: %s", st.Candidate, st.Waiting)
+	case st.Dead:
+		return client.Outcome{}, &broker.Error{Code: client.CredentialsRejected, Detail: fmt.Sprintf(
+			"version %s is the secrets manager's current one, and the issuer has refused it: store a new version, or, if the issuer was wrong, run broker retry %s", st.Version, name)}
+	case !st.Works:
+		o.Reason += "; it has not been used at the issuer yet"
 	}
 	return o, nil
 }
@@ -189,11 +191,11 @@ func (s *server) status() client.Status {
 		}
 		m := managers[c.ProviderName]
 		if m == nil {
-			m = &client.ProviderStatus{Provider: c.ProviderName, Kind: config.Providers[c.ProviderName].Kind(), State: state(c.Credential.ProviderErr, c.Credential.Checked)}
+			m = &client.ProviderStatus{Provider: c.ProviderName, Kind: config.Providers[c.ProviderName].Kind(), State: state(c.Credential.Provider.Err, c.Credential.Checked)}
 			managers[c.ProviderName] = m
 		}
-		if err := c.Credential.ProviderErr; err != nil {
-			m.State, m.Error, m.Since, m.Next = "failing", string(providers.KindOf(err)), c.Credential.Since, c.Credential.Next
+		if t := c.Credential.Provider; t.Err != nil {
+			m.State, m.Error, m.Since, m.Next = "failing", string(providers.KindOf(t.Err)), t.Since, t.Next
 		}
 	}
 	for _, m := range managers {
@@ -226,7 +228,7 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 	k := c.Credential
 	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
 		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Candidate: string(k.Candidate), MaxAge: int64(c.MaxAge / time.Second),
-		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.ProviderErr, k.Checked)}, Tokens: []client.TokenStatus{}}
+		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.Provider.Err, k.Checked)}, Tokens: []client.TokenStatus{}}
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail
 	}
@@ -239,14 +241,14 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 	if !k.Created.IsZero() {
 		out.Age = int64(s.clock.Now().Wall.Sub(k.Created) / time.Second)
 	}
-	if k.ProviderErr != nil {
-		out.Source.Error, out.Source.Reason = string(providers.KindOf(k.ProviderErr)), k.ProviderErr.Error()
-		out.Source.Since, out.Source.Next = k.Since, k.Next
+	if t := k.Provider; t.Err != nil {
+		out.Source.Error, out.Source.Reason = string(providers.KindOf(t.Err)), t.Err.Error()
+		out.Source.Since, out.Source.Next = t.Since, t.Next
 	}
-	if k.IssuerErr != nil {
-		out.Issuer = client.IssuerStatus{State: "failing", Code: client.IssuerUnavailable, Since: k.Since, Next: k.Next}
+	if t := k.Issuer; t.Err != nil {
+		out.Issuer = client.IssuerStatus{State: "failing", Code: client.IssuerUnavailable, Since: t.Since, Next: t.Next}
 		var e *rotation.Error
-		if errors.As(k.IssuerErr, &e) && e.Kind == rotation.Protocol {
+		if errors.As(t.Err, &e) && e.Kind == rotation.Protocol {
 			out.Issuer.Code = client.IssuerProtocolError
 		}
 	}
@@ -268,7 +270,7 @@ func (s *server) liveHost(ctx context.Context) []client.Finding {
 	s.mu.Lock()
 	leak := s.current.config.Leak
 	s.mu.Unlock()
-	list := []client.Finding{s.liveSocket(s.paths.consumer), s.liveSocket(s.paths.admin)}
+	list := []client.Finding{s.liveSocket(s.paths.consumer, "the allow entries decide"), s.liveSocket(s.paths.admin, "the roles decide")}
 	if err := s.audit.Healthy(); err != nil {
 		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.Error, Detail: err.Error()})
 	} else {

@@ -91,7 +91,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s, consumer, admin, err := prepare(paths{config: config, consumer: d.socket, admin: filepath.Join(d.dir, "admin.sock"),
+	s, consumer, admin, err := prepare(paths{config: config, consumer: d.socket, admin: filepath.Join(filepath.Dir(d.socket), "admin.sock"),
 		state: filepath.Join(d.dir, "state")}, filtered{d.out})
 	if err != nil {
 		return err
@@ -210,7 +210,7 @@ func (d *demo) configure() (string, error) {
 func (d *demo) show(ctx context.Context) error {
 	say := func(format string, args ...any) { printf(d.out, format+"\n", args...) }
 	url := "http://localhost/v1/clients/vdab/"
-	say("The broker serves on %s; its issuer is %s.", d.socket, d.base)
+	say("The broker serves on %s (administrators: admin.sock beside it); its issuer is %s.", d.socket, d.base)
 	say("\nThe token, and the headers of a call to the API:\n")
 	say("  curl -sSf --unix-socket %s %stoken", d.socket, url)
 	say("  curl -sSf --unix-socket %s %sheaders | curl -sSf -H @- --cacert %s %s%s", d.socket, url, d.caFile, d.base, fake.APIPath)
@@ -218,10 +218,10 @@ func (d *demo) show(ctx context.Context) error {
 	c := client.Client{Socket: d.socket}
 	t, err := c.Token(ctx, "vdab", client.Options{})
 	if err != nil {
-		say("  token    %v", err)
 		if d.once {
 			return err
 		}
+		say("  token    %v", err)
 	} else {
 		say("  token    %s… (%d characters), %s, expires in %d s", t.AccessToken[:12], len(t.AccessToken), t.TokenType, t.ExpiresIn)
 		if err := d.call(ctx, &c, say); err != nil {

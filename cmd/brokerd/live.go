@@ -16,7 +16,7 @@ import (
 )
 
 // liveSocket looks at a socket as a consumer finds it.
-func (s *server) liveSocket(path string) client.Finding {
+func (s *server) liveSocket(path, who string) client.Finding {
 	f := client.Finding{Check: "socket", Target: path, Level: client.Error}
 	info, err := os.Stat(path)
 	switch {
@@ -27,7 +27,7 @@ func (s *server) liveSocket(path string) client.Finding {
 	case info.Mode().Perm() != 0o666:
 		f.Level, f.Detail = client.Warning, fmt.Sprintf("mode %o instead of 666: some consumers cannot connect", info.Mode().Perm())
 	default:
-		f.Level, f.Detail = client.OK, "anyone may connect; the allow entries decide"
+		f.Level, f.Detail = client.OK, "anyone may connect; "+who
 	}
 	return f
 }

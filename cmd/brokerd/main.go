@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"credentialbroker/api/client"
 	"credentialbroker/configs"
 	"credentialbroker/internal/secret"
 )
@@ -26,6 +27,7 @@ const (
 	exitUsage       = 64
 	exitData        = 65
 	exitUnavailable = 69
+	exitTryAgain    = 75
 	exitConfig      = 78
 )
 
@@ -53,12 +55,13 @@ func explain(err error) string {
 	if errors.As(err, &p) {
 		return err.Error()
 	}
-	return "brokerd: " + err.Error()
+	return "broker: " + err.Error()
 }
 
 func exitCode(err error) int {
 	var p configs.Problems
 	var u usageError
+	var p503 *client.Problem
 	switch {
 	case errors.As(err, &p), errors.Is(err, errConfig):
 		return exitConfig
@@ -66,6 +69,10 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, errData):
 		return exitData
+	case errors.As(err, &p503):
+		if p503.Status == 503 {
+			return exitTryAgain
+		}
 	}
 	return exitUnavailable
 }
@@ -80,9 +87,11 @@ type usageError struct{ error }
 
 func command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "brokerd",
+		Use:           "broker", // what people type: broker finds and runs this program
 		Short:         "The credential broker's daemon",
 		Long:          "The credential broker's daemon. People run broker, which finds and runs it.",
+		Args:          unknown,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -101,7 +110,7 @@ func presetsCommand() *cobra.Command {
 		}
 		return nil
 	}
-	c := &cobra.Command{Use: "presets", Short: "List what is known of issuers", Args: noArgs, RunE: list,
+	c := &cobra.Command{Use: "presets", Short: "List what is known of issuers", Args: unknown, RunE: list,
 		Example: "  broker presets\n  broker presets show vdab-production"}
 	show := &cobra.Command{Use: "show NAME", Short: "Print a preset, each value with its source", Args: oneArg,
 		Example: "  broker presets show vdab-production --json",
@@ -114,6 +123,14 @@ func presetsCommand() *cobra.Command {
 	show.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	c.AddCommand(show, &cobra.Command{Use: "list", Short: "List the names", Args: noArgs, RunE: list})
 	return c
+}
+
+// unknown is the arguments of a command that has subcommands: a mistyped one.
+func unknown(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s has no command %q: %s --help lists them", cmd.CommandPath(), args[0], cmd.CommandPath())}
+	}
+	return nil
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

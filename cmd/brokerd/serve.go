@@ -87,7 +87,7 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	s.broker = broker.New(broker.Options{Audit: s.audit, Clock: s.clock, Dir: p.state})
+	s.broker = broker.New(broker.Options{Audit: s.audit, ServeUnrecorded: c.Audit.OnFailure == "serve", Clock: s.clock, Dir: p.state})
 	if err := s.install(c); err != nil {
 		return nil, nil, nil, err
 	}
@@ -148,7 +148,7 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(s.broker, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	l := s.current.config.Limits
+	clients, l := len(s.current.config.Clients), s.current.config.Limits
 	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(registry), Log: s.log,
 		Limits: api.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
 			RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}})
@@ -168,10 +168,16 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })
-	s.log.Info("serving", "version", version, "socket", s.paths.consumer, "clients", len(s.current.config.Clients))
-	notify(daemon.SdNotifyReady, s.summary())
+	g.Go(func() error { return s.tell(ctx) })
+	g.Go(func() error {
+		<-ctx.Done()
+		notify(daemon.SdNotifyStopping)
+		return nil
+	})
+	s.log.Info("serving", "version", version, "socket", s.paths.consumer, "clients", clients)
+	notify(daemon.SdNotifyReady, s.summary(clients))
 	err := g.Wait()
-	notify(daemon.SdNotifyStopping)
+	s.broker.Flush() // requests may have ended after the broker's own work
 	s.audit.Note(audit.Event{Type: audit.DaemonStop})
 	endLog()
 	err = errors.Join(err, <-logged)
@@ -179,8 +185,44 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	return err
 }
 
-func (s *server) summary() string {
-	return fmt.Sprintf("STATUS=Serving %d clients on %s", len(s.current.config.Clients), s.paths.consumer)
+func (s *server) summary(clients int) string {
+	return fmt.Sprintf("STATUS=Serving %d clients on %s", clients, s.paths.consumer)
+}
+
+// tell writes to the journal when a client can no longer be served, or can
+// again: once each time, not once a request.
+func (s *server) tell(ctx context.Context) error {
+	const every = 5 * time.Second
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	said := map[string]string{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, c := range s.broker.Status() {
+			now := ""
+			if c.Problem != nil {
+				now = string(c.Problem.Code)
+			}
+			key := ""
+			if c.KeyComplaints > 0 {
+				key = "rejected"
+			}
+			switch {
+			case now != "" && said[c.Name] != now:
+				s.log.Warn("a client cannot be served", "client", c.Name, "code", now, "reason", c.Problem.Detail)
+			case now == "" && said[c.Name] != "":
+				s.log.Info("a client can be served again", "client", c.Name)
+			}
+			if key != said["key of "+c.Name] {
+				s.log.Warn("consumers say that the API refused the API key", "client", c.Name)
+			}
+			said[c.Name], said["key of "+c.Name] = now, key
+		}
+	}
 }
 
 func (s *server) startEvent() audit.Event {

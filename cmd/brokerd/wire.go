@@ -6,7 +6,6 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 
 	"credentialbroker/configs"
 	"credentialbroker/internal/access"
@@ -67,7 +66,7 @@ func (o *opened) clients() ([]broker.Client, error) {
 			Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
 			Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 			KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
-			MaxAge: c.Rotation.MaxAge.D(), Steps: strings.Join(c.Rotation.Steps, "\n"),
+			MaxAge: c.Rotation.MaxAge.D(),
 			Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Requires, Prove: rotation.Prove(c.Prove),
 				AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
 		}

@@ -247,7 +247,7 @@ func TestReadme(t *testing.T) {
 	m.write(".curlrc", fmt.Sprintf("connect-to = \"api.vdab.be:443:%s\"\ncacert = \"%s/issuer-ca.pem\"\n", strings.TrimPrefix(m.site.URL, "https://"), m.dir))
 	m.serve()
 	scripts := fences(t, "README.md", "sh")
-	if len(scripts) != 2 {
+	if len(scripts) != 3 {
 		t.Fatalf("%d scripts in the README", len(scripts))
 	}
 	if out := m.mustSh(scripts[0]); !strings.Contains(out, "resultaten") {
@@ -258,7 +258,10 @@ func TestReadme(t *testing.T) {
 		t.Errorf("the Python recipe printed %q", out)
 	}
 	// check reads the file of the system by default: here it is told which.
-	for line := range strings.Lines(scripts[1]) {
+	if out := m.mustSh(scripts[1]); !strings.Contains(out, `"replaced":`) {
+		t.Errorf("the rejection was answered with %q", out)
+	}
+	for line := range strings.Lines(scripts[2]) {
 		command, _, _ := strings.Cut(strings.TrimSpace(line), "#")
 		if strings.HasPrefix(command, "broker check") && !strings.Contains(command, "--live") {
 			command += " --config broker.yaml"

@@ -22,6 +22,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/outbound"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -31,26 +32,32 @@ import (
 // one; Run keeps everything fresh.
 type Broker struct {
 	o       Options
-	clients atomic.Pointer[map[string]*cachedClient]
+	clients atomic.Pointer[clientSet]
 
 	apply   sync.Mutex // one Apply at a time
 	flying  sync.Mutex // starting flights, and ending that
 	sched   schedule
 	denials denials
 	metrics metrics
-	retired struct { // tokens whose last counts are to be written
+	retired struct { // what serves no more, and whose last counts are to be written
 		sync.Mutex
-		list []*held
+		list []retiree
 	}
+	ledgers map[string]*rotation.Ledger // by client; Apply's
+	uses    atomic.Uint64               // of secrets
 
+	started chan struct{}           // closed when Run has begun
 	running atomic.Pointer[running] // nil before Run and after it
 }
 
 // Options are what a Broker works with.
 type Options struct {
 	Audit *audit.Log
-	Clock clock.Clock
-	Dir   string // of durable state; it must exist
+	// ServeUnrecorded says that the log gives way when it cannot be written
+	// (audit: on_failure: serve), so that it makes no client unready.
+	ServeUnrecorded bool
+	Clock           clock.Clock
+	Dir             string // of durable state; it must exist
 }
 
 // A Client is one client's configuration.
@@ -70,12 +77,8 @@ type Client struct {
 	Default oidc.Request
 	// KeepWarm renews the token even if nobody reads it.
 	KeepWarm bool
-	// KeyRejected recognises, by a part of its text, an API's answer that
-	// means the key and not the token. Nil: API Connect's.
-	KeyRejected []string
-	Owner       Owner
-	MaxAge      time.Duration // of the secret; zero: no limit
-	Steps       string        // what a person does to rotate it at this issuer
+	Owner    Owner
+	MaxAge   time.Duration // of the secret; zero: no limit
 
 	// Transport carries the token requests. Nil: the issuer's own.
 	Transport http.RoundTripper
@@ -90,9 +93,11 @@ type Header struct{ Name, Value string }
 // New makes a Broker without clients. It starts nothing.
 func New(o Options) *Broker {
 	b := &Broker{o: o, metrics: newMetrics()}
-	b.clients.Store(&map[string]*cachedClient{})
 	b.sched.wake = make(chan struct{}, 1)
 	b.denials.m = map[denial]*denied{}
+	b.ledgers = map[string]*rotation.Ledger{}
+	b.started = make(chan struct{})
+	b.clients.Store(&clientSet{})
 	return b
 }
 
@@ -108,10 +113,11 @@ func (b *Broker) Run(ctx context.Context) error {
 	r := &running{ctx: ctx}
 	b.apply.Lock()
 	b.running.Store(r)
-	for _, c := range *b.clients.Load() {
+	for _, c := range b.clients.Load().byName {
 		r.start(c)
 	}
 	b.apply.Unlock()
+	close(b.started)
 
 	r.wg.Go(func() { b.watchClock(ctx) })
 	flush := time.NewTicker(time.Minute)
@@ -122,7 +128,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			done = true
 		case <-flush.C:
-			b.flush()
+			b.Flush()
 		case <-b.sched.wake:
 		case <-timer.C:
 		}
@@ -137,7 +143,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	b.flying.Unlock()
 	b.apply.Unlock()
 	r.wg.Wait()
-	b.flush()
+	b.Flush()
 	return nil
 }
 
@@ -169,7 +175,7 @@ func (b *Broker) watchClock(ctx context.Context) {
 		if now.Jump(last) > Margin || slept > Margin {
 			b.o.Audit.Note(audit.Event{Type: audit.ClockJumped, Detail: map[string]string{
 				"wall": now.Wall.Sub(last.Wall).String(), "boot": now.Sub(last).String(), "monotonic": m.Sub(mono).String()}})
-			for _, c := range *b.clients.Load() {
+			for _, c := range b.clients.Load().byName {
 				c.cred.Wake()
 				for _, e := range c.all() {
 					b.sched.at(e, now)
@@ -188,7 +194,7 @@ func (b *Broker) watchClock(ctx context.Context) {
 func (b *Broker) Apply(clients []Client) error {
 	b.apply.Lock()
 	defer b.apply.Unlock()
-	old := *b.clients.Load()
+	old := b.clients.Load().byName
 	next := make(map[string]*cachedClient, len(clients))
 	var spread time.Duration
 	for _, cfg := range clients {
@@ -204,31 +210,40 @@ func (b *Broker) Apply(clients []Client) error {
 		}
 		next[cfg.Name] = c
 	}
+	for _, c := range next {
+		c.state.client.Store(c)
+	}
+	b.clients.Store(newClientSet(next))
 	r := b.running.Load()
 	for name, c := range old {
 		if next[name] == nil || next[name].cred != c.cred {
-			b.retire(c)
+			b.retire(c, next[name])
 		}
 	}
 	for name, c := range next {
-		c.state.client.Store(c)
-		kept := old[name] != nil && old[name].cred == c.cred
-		if kept {
+		if old[name] != nil && old[name].cred == c.cred {
 			c.stop = old[name].stop
 		} else if r != nil {
 			r.start(c)
 		}
+		if c.cfg.KeepWarm {
+			_, _ = c.entry(c.cfg.Default, b.o.Clock.Now())
+		}
 		for _, e := range c.all() {
 			b.sched.at(e, b.o.Clock.Now())
 		}
-		if c.cfg.KeepWarm {
-			if e, err := c.entry(c.cfg.Default); err == nil {
-				b.sched.at(e, b.o.Clock.Now())
-			}
-		}
 	}
-	b.clients.Store(&next)
 	return nil
+}
+
+// clientSet is the clients of one configuration.
+type clientSet struct {
+	byName map[string]*cachedClient
+	names  []string // in order
+}
+
+func newClientSet(m map[string]*cachedClient) *clientSet {
+	return &clientSet{m, slices.Sorted(maps.Keys(m))}
 }
 
 // client makes the client of cfg from what it was before.
@@ -242,18 +257,26 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		}
 		c.headers = append(c.headers, t)
 	}
-	sameIssuer := old != nil && reflect.DeepEqual(old.cfg.Issuer, cfg.Issuer)
+	sameIssuer := old != nil && reflect.DeepEqual(identity(old.cfg.Issuer), identity(cfg.Issuer))
 	if sameIssuer {
 		c.state = old.state // tokens, and what is known of the API key
 	}
-	if sameIssuer && old.cfg.Provider == cfg.Provider && reflect.DeepEqual(old.cfg.Rotation, cfg.Rotation) &&
-		reflect.DeepEqual(old.cfg.Default, cfg.Default) {
+	if sameIssuer && reflect.DeepEqual(old.cfg.Issuer, cfg.Issuer) && old.cfg.Provider == cfg.Provider &&
+		reflect.DeepEqual(old.cfg.Rotation, cfg.Rotation) && old.cfg.Default == cfg.Default {
 		c.cred = old.cred
 		return c, nil
 	}
+	if b.ledgers[cfg.Name] == nil {
+		l, err := rotation.OpenLedger(filepath.Join(b.o.Dir, "credentials"), cfg.Name)
+		if err != nil {
+			return nil, err
+		}
+		b.ledgers[cfg.Name] = l
+	}
 	deps := rotation.Deps{Provider: cfg.Provider, ProviderName: cfg.ProviderName, Audit: b.o.Audit, Clock: b.o.Clock,
-		Dir: filepath.Join(b.o.Dir, "credentials")}
+		Ledger: b.ledgers[cfg.Name], Uses: &b.uses}
 	if cfg.Issuer != nil {
+		deps.IssuerName = cfg.Issuer.TokenEndpoint
 		issuer, err := oidc.Open(*cfg.Issuer, cfg.Transport, b.o.Clock)
 		if err != nil {
 			return nil, err
@@ -273,12 +296,32 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 	return c, nil
 }
 
-// retire stops the work for a client that is gone or replaced.
-func (b *Broker) retire(c *cachedClient) {
+// identity is what makes two profiles the same issuer: how it is reached, and
+// how long its tokens are believed to live, is not.
+func identity(p *oidc.Profile) *oidc.Profile {
+	if p == nil {
+		return nil
+	}
+	same := *p
+	same.Config, same.DefaultLifetime, same.MaxLifetime = outbound.Config{}, 0, 0
+	return &same
+}
+
+// retire stops the work for a client that is gone, or whose place next takes.
+func (b *Broker) retire(c, next *cachedClient) {
 	if c.stop != nil {
 		c.stop()
 	}
+	if next != nil && next.state == c.state {
+		return
+	}
+	for _, e := range c.all() {
+		b.drop(e)
+	}
+	c.state.mu.Lock()
+	defer c.state.mu.Unlock()
+	if c.state.key != nil {
+		b.retireLater(retiree{holding: &c.state.key.holding})
+		c.state.key = nil
+	}
 }
-
-// names gives all clients' names in order.
-func (b *Broker) names() []string { return slices.Sorted(maps.Keys(*b.clients.Load())) }

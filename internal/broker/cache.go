@@ -88,14 +88,12 @@ type entry struct {
 
 // held is a token in the cache and who has it. Only the recipients change.
 type held struct {
+	holding
 	token oidc.Token
 	live  *rotation.Live
-	event audit.Event
 	end   clock.Reading // the last moment at which it is served
 	renew clock.Reading
 	life  time.Duration
-
-	recipients recipients
 }
 
 type flight struct {
@@ -109,8 +107,8 @@ func newHeld(e *entry, t oidc.Token, live *rotation.Live) *held {
 	return &held{token: t, live: live, life: life,
 		end:   t.Expires.Add(-min(Margin, life/2)),
 		renew: t.Sent.Add(time.Duration(float64(life) * ahead)),
-		event: audit.Event{Type: audit.TokenHandover, Client: e.state.client.Load().cfg.Name, Version: string(live.Version),
-			Fingerprint: t.Fingerprint, JTI: t.JTI, Scope: t.Scope, Audience: e.want.Audience, Expires: t.Expires.Wall}}
+		holding: holding{repeats: audit.TokenRepeats, event: audit.Event{Type: audit.TokenHandover, Client: e.state.client.Load().cfg.Name,
+			Version: string(live.Version), Fingerprint: t.Fingerprint, JTI: t.JTI, Scope: t.Scope, Audience: e.want.Audience, Expires: t.Expires.Wall}}}
 }
 
 // usable says whether the token may be served now, with minTTL left. A token
@@ -142,7 +140,7 @@ func (c *cachedClient) all() []*entry {
 }
 
 // entry finds or makes the place for a combination.
-func (c *cachedClient) entry(want oidc.Request) (*entry, error) {
+func (c *cachedClient) entry(want oidc.Request, now clock.Reading) (*entry, error) {
 	if m := c.state.entries.Load(); m != nil {
 		if e := (*m)[want]; e != nil {
 			return e, nil
@@ -160,7 +158,7 @@ func (c *cachedClient) entry(want oidc.Request) (*entry, error) {
 			next[k] = e
 		}
 	}
-	if len(next) >= Combinations && !dropIdle(next) {
+	if len(next) >= Combinations && want != c.cfg.Default && !makeRoom(next, now) {
 		return nil, &Error{Code: client.InvalidRequest, RetryAfter: time.Minute,
 			Detail: fmt.Sprintf("this client has %d combinations of scope and audience in use, which is the limit: ask for fewer different ones", Combinations)}
 	}
@@ -170,11 +168,14 @@ func (c *cachedClient) entry(want oidc.Request) (*entry, error) {
 	return e, nil
 }
 
-// dropIdle makes room by forgetting a combination that has no token.
-func dropIdle(m map[oidc.Request]*entry) bool {
+// makeRoom forgets a combination that has no token and that the issuer has
+// not refused for a while: a refusal has to be remembered, or it would be
+// asked for again. (The client's own default always has its place beside the
+// others.)
+func makeRoom(m map[oidc.Request]*entry, now clock.Reading) bool {
 	for k, e := range m {
 		e.mu.Lock()
-		idle := e.held.Load() == nil && e.flight == nil
+		idle := e.held.Load() == nil && e.flight == nil && (e.refused == nil || now.Sub(e.until) > longPatience)
 		e.mu.Unlock()
 		if idle {
 			delete(m, k)
@@ -303,27 +304,32 @@ func (b *Broker) postpone(e *entry, now clock.Reading, err error) {
 }
 
 // rejected says how long a rejected token has to wait for its replacement;
-// zero: replace it now. suspicious is a token that was refused when young.
-func (e *entry) rejected(now clock.Reading, fingerprint string) (wait time.Duration, suspicious bool) {
+// zero: replace it now, or join the flight that does. suspicious is a token
+// that was refused when young. A token that was replaced meanwhile is not
+// current.
+func (e *entry) rejected(now clock.Reading, fingerprint string) (wait time.Duration, suspicious, current bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	h, r := e.held.Load(), &e.reject
-	if h == nil || h.token.Fingerprint != fingerprint || e.flight != nil {
-		return 0, false // it is being replaced: join
+	if e.flight != nil {
+		return 0, false, true
+	}
+	if h == nil || h.token.Fingerprint != fingerprint {
+		return 0, false, false
 	}
 	if now.Sub(r.last) > longPatience {
 		r.patience = 0 // nobody complained for a while: begin anew
 	}
 	r.last = now
 	if wait := r.until.Until(now); r.patience > 0 && wait > 0 {
-		return wait, true
+		return wait, true, true
 	}
 	if now.Sub(h.token.Sent) >= youngToken {
-		return 0, false
+		return 0, false, true
 	}
 	r.patience = min(max(2*r.patience, firstPatience), longPatience)
 	r.until = now.Add(r.patience)
-	return r.patience, true
+	return r.patience, true, true
 }
 
 func latest(a, b clock.Reading) clock.Reading {

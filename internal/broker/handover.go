@@ -24,8 +24,11 @@ const (
 	recordTimeout  = 10 * time.Second
 )
 
-// recipients are the processes that have a token.
-type recipients struct {
+// A holding is one token, or one API key, and the processes that have it.
+type holding struct {
+	event   audit.Event // of the first hand-over to each
+	repeats audit.Type  // of the further ones
+
 	mu sync.RWMutex
 	m  map[recipient]*share
 }
@@ -51,13 +54,13 @@ type share struct {
 
 // handOver records that c gets what event describes. It is the one place where
 // things are released.
-func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.Surface, r *recipients, now clock.Reading, event audit.Event) error {
+func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.Surface, h *holding, now clock.Reading) error {
 	key := recipient{pid: c.PID, start: c.Start, uid: c.UID, surface: surface}
-	r.mu.RLock()
-	s := r.m[key]
-	r.mu.RUnlock()
+	h.mu.RLock()
+	s := h.m[key]
+	h.mu.RUnlock()
 	if s == nil {
-		s = b.firstHandOver(c, r, key, event)
+		s = b.firstHandOver(c, h, key)
 	}
 	select {
 	case <-s.recorded:
@@ -83,33 +86,34 @@ func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.
 
 // firstHandOver makes the share and has it recorded; whoever comes meanwhile
 // waits for the same record.
-func (b *Broker) firstHandOver(c *access.Caller, r *recipients, key recipient, event audit.Event) *share {
-	r.mu.Lock()
-	if len(r.m) >= manyRecipients {
+func (b *Broker) firstHandOver(c *access.Caller, h *holding, key recipient) *share {
+	h.mu.Lock()
+	if len(h.m) >= manyRecipients {
 		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface}
 	}
-	if s := r.m[key]; s != nil {
-		r.mu.Unlock()
+	if s := h.m[key]; s != nil {
+		h.mu.Unlock()
 		return s
 	}
 	s := &share{recorded: make(chan struct{}), caller: auditCaller(c)}
 	if key.pid == 0 {
 		s.caller.PID, s.caller.Start = 0, 0
 	}
-	if r.m == nil {
-		r.m = map[recipient]*share{}
+	if h.m == nil {
+		h.m = map[recipient]*share{}
 	}
-	r.m[key] = s
-	r.mu.Unlock()
+	h.m[key] = s
+	h.mu.Unlock()
 
+	event := h.event
 	event.Caller, event.Code = &s.caller, string(key.surface)
 	// Not under the caller's context: others may wait for the same record.
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
 	if s.err = b.o.Audit.Record(ctx, event); s.err != nil {
-		r.mu.Lock()
-		delete(r.m, key)
-		r.mu.Unlock()
+		h.mu.Lock()
+		delete(h.m, key)
+		h.mu.Unlock()
 	} else {
 		s.written = 1
 	}
@@ -118,10 +122,10 @@ func (b *Broker) firstHandOver(c *access.Caller, r *recipients, key recipient, e
 }
 
 // flush writes how often each recipient has come back.
-func (r *recipients) flush(log *audit.Log, event audit.Event, repeats audit.Type) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for key, s := range r.m {
+func (h *holding) flush(log *audit.Log) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for key, s := range h.m {
 		select {
 		case <-s.recorded:
 		default:
@@ -131,8 +135,8 @@ func (r *recipients) flush(log *audit.Log, event audit.Event, repeats audit.Type
 		if n <= s.written {
 			continue
 		}
-		e := event
-		e.Type, e.Caller, e.Code, e.Count = repeats, &s.caller, string(key.surface), n-s.written
+		e := h.event
+		e.Type, e.Caller, e.Code, e.Count = h.repeats, &s.caller, string(key.surface), n-s.written
 		e.Last = time.Unix(0, s.last.Load()).UTC()
 		if s.since > 0 {
 			e.First = time.Unix(0, s.since).UTC()
@@ -143,10 +147,10 @@ func (r *recipients) flush(log *audit.Log, event audit.Event, repeats audit.Type
 }
 
 // total is the number of all hand-overs.
-func (r *recipients) total() (n int64) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for _, s := range r.m {
+func (h *holding) total() (n int64) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, s := range h.m {
 		n += s.n.Load()
 	}
 	return n
@@ -154,27 +158,21 @@ func (r *recipients) total() (n int64) {
 
 // keyHeld is who has the API key of one bundle.
 type keyHeld struct {
-	live       *rotation.Live
-	event      audit.Event
-	recipients recipients
+	holding
+	live *rotation.Live
 }
 
-func (s *clientState) keyHolders(live *rotation.Live) *keyHeld {
+func (b *Broker) keyHolders(s *clientState, live *rotation.Live) *holding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.key == nil || s.key.live != live {
-		s.key = &keyHeld{live: live, event: audit.Event{Type: audit.KeyHandover, Client: s.client.Load().cfg.Name, Version: string(live.Version)}}
+		if s.key != nil {
+			b.retireLater(retiree{holding: &s.key.holding})
+		}
+		s.key = &keyHeld{live: live, holding: holding{repeats: audit.KeyHandover,
+			event: audit.Event{Type: audit.KeyHandover, Client: s.client.Load().cfg.Name, Version: string(live.Version)}}}
 	}
-	return s.key
-}
-
-func (s *clientState) flushKey(log *audit.Log) {
-	s.mu.Lock()
-	k := s.key
-	s.mu.Unlock()
-	if k != nil {
-		k.recipients.flush(log, k.event, audit.KeyHandover)
-	}
+	return &s.key.holding
 }
 
 // keyComplaints is what callers say of the API key.
@@ -208,10 +206,12 @@ func (b *Broker) noteRejection(cl *cachedClient, c *access.Caller, keyFault bool
 	b.denials.add(b, c, audit.TokenRejected, denialOf{client: cl.cfg.Name, why: what})
 }
 
-// denials sums up what is refused, so that nobody can fill the disk by asking.
+// denials sums up what is refused, so that nobody can fill the disk by asking,
+// nor hide what others ask.
 type denials struct {
-	mu sync.Mutex
-	m  map[denial]*denied
+	mu    sync.Mutex
+	m     map[denial]*denied
+	users map[uint32]int // how many different ones each user has in m
 }
 
 type denial struct {
@@ -237,7 +237,11 @@ type denied struct {
 	caller      audit.Caller
 }
 
-const manyDenials = 4096
+const (
+	denialsOfUser = 16   // different ones within a minute; further ones are one
+	manyDenials   = 4096 // of all users
+	longestName   = 20   // is shorter than secrets are
+)
 
 // count records that a request was refused. What the caller wrote may be
 // anything, a secret in the wrong place too: names that are long, and scopes
@@ -245,18 +249,31 @@ const manyDenials = 4096
 func (d *denials) count(b *Broker, c *access.Caller, r Request, why access.Reason) {
 	b.metrics.denials.Inc()
 	what := denialOf{client: r.Client, surface: string(r.Surface), why: string(why)}
-	cl := (*b.clients.Load())[r.Client]
-	if cl == nil && len(r.Client) > longestName {
-		what.client = r.Client[:8] + "…"
-	}
-	if cl != nil && known(r.Scope, cl.cfg.Limits.Scopes) {
+	cl := b.clients.Load().byName[r.Client]
+	if cl == nil {
+		what.client = shortened(r.Client)
+	} else if known(r.Scope, cl.cfg.Limits.Scopes) {
 		what.scope = r.Scope
 	}
 	d.add(b, c, audit.AccessDenied, what)
 }
 
-// longestName is shorter than secrets are.
-const longestName = 20
+// DeniedRole records that somebody without the role asked for an
+// administrative act.
+func (b *Broker) DeniedRole(c *access.Caller, act, name string) {
+	b.metrics.denials.Inc()
+	if b.clients.Load().byName[name] == nil {
+		name = shortened(name)
+	}
+	b.denials.add(b, c, audit.AccessDenied, denialOf{client: name, why: "role:" + act})
+}
+
+func shortened(name string) string {
+	if len(name) > longestName {
+		return name[:8] + "…"
+	}
+	return name
+}
 
 func known(scope string, scopes []string) bool {
 	for s := range strings.FieldsSeq(scope) {
@@ -272,8 +289,8 @@ func (d *denials) add(b *Broker, c *access.Caller, t audit.Type, what denialOf) 
 	key := denial{t, what, c.UID, c.Unit + c.UserUnit}
 	now := b.o.Clock.Now().Wall
 	d.mu.Lock()
-	if len(d.m) >= manyDenials {
-		key.what, key.unit = denialOf{client: "(many)", why: what.why}, ""
+	if s := d.m[key]; s == nil && (d.users[c.UID] >= denialsOfUser || len(d.m) >= manyDenials) {
+		key = denial{event: t, what: denialOf{client: "(many)"}, uid: c.UID}
 	}
 	s := d.m[key]
 	if s != nil {
@@ -284,10 +301,15 @@ func (d *denials) add(b *Broker, c *access.Caller, t audit.Type, what denialOf) 
 	}
 	s = &denied{first: now, last: now, caller: auditCaller(c)}
 	d.m[key] = s
+	if d.users == nil {
+		d.users = map[uint32]int{}
+	}
+	d.users[c.UID]++
 	d.mu.Unlock()
 	b.o.Audit.Note(key.audited(s))
 }
 
+// flush writes the counts and begins anew.
 func (d *denials) flush(log *audit.Log) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -297,6 +319,7 @@ func (d *denials) flush(log *audit.Log) {
 			e.Count, e.First, e.Last = s.n, s.first, s.last
 			log.Note(e)
 		}
-		delete(d.m, key)
 	}
+	clear(d.m)
+	clear(d.users)
 }

@@ -131,23 +131,23 @@ func TestReadsDoNotDriveRetries(t *testing.T) {
 func TestManyRecipients(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.mustGet()
-		cl := (*w.b.clients.Load())["vdab"]
+		cl := w.b.clients.Load().byName["vdab"]
 		h := cl.all()[0].held.Load()
 		done := make(chan struct{})
 		close(done)
-		h.recipients.mu.Lock()
+		h.mu.Lock()
 		for pid := range int32(manyRecipients) {
-			h.recipients.m[recipient{pid: -pid - 1}] = &share{recorded: done, written: 0}
+			h.m[recipient{pid: -pid - 1}] = &share{recorded: done, written: 0}
 		}
-		h.recipients.mu.Unlock()
+		h.mu.Unlock()
 		for _, s := range []access.Surface{access.Headers, access.Headers, access.Headers} {
 			if _, err := w.get(Request{Surface: s}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		h.recipients.mu.RLock()
-		n := len(h.recipients.m)
-		h.recipients.mu.RUnlock()
+		h.mu.RLock()
+		n := len(h.m)
+		h.mu.RUnlock()
 		if n != manyRecipients+2 { // the one before, and one for all of the user
 			t.Errorf("%d recipients are kept, want %d", n, manyRecipients+2)
 		}

@@ -35,12 +35,12 @@ func (b *Broker) Live(ctx context.Context, report func(client.Finding)) {
 		defer one.Unlock()
 		report(client.Finding{Check: check, Target: target, Level: level, Detail: fmt.Sprintf(format, args...)})
 	}
-	all := *b.clients.Load()
+	set := b.clients.Load()
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, liveParallel)
 	chains := map[string]*oidc.Profile{}
-	for _, name := range b.names() {
-		cl := all[name]
+	for _, name := range set.names {
+		cl := set.byName[name]
 		if cl.cfg.Issuer != nil {
 			chains[cl.cfg.Issuer.TokenEndpoint] = cl.cfg.Issuer
 		}
@@ -71,8 +71,10 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	if live := cl.cred.Current(); live != nil {
 		have = live.Version
 	}
+	b.uses.Add(1)
 	bundle, err := providers.Load(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, have)
 	bundle.Wipe()
+	b.uses.Add(1)
 	switch {
 	case errors.Is(err, providers.ErrUnchanged):
 		say("secret", name, client.OK, "the secrets manager gives %s, version %s", cl.cfg.Rotation.Spec.String(), have)
@@ -84,14 +86,14 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	if cl.cfg.Issuer == nil {
 		return
 	}
-	e, err := cl.entry(cl.cfg.Default)
+	e, err := cl.entry(cl.cfg.Default, b.o.Clock.Now())
 	if err != nil {
-		say("issuer", name, client.Error, "%v", err)
+		say("issuer", name, client.Error, "%s", detail(err))
 		return
 	}
 	h, now, err := b.token(ctx, e, 0)
 	if err != nil {
-		say("issuer", name, client.Error, "%v", err)
+		say("issuer", name, client.Error, "%s", detail(err))
 		return
 	}
 	say("issuer", name, client.OK, "a token of version %s serves for %s", h.live.Version, h.end.Until(now).Round(time.Second))
@@ -101,6 +103,15 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	if h.token.Narrowed {
 		say("scope", name, client.Warning, "the issuer granted scope %q where %q was asked for", h.token.Scope, e.want.Scope)
 	}
+}
+
+// detail is an error's sentence, without the cause that it was made from.
+func detail(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Detail
+	}
+	return err.Error()
 }
 
 // liveChain verifies the certificate of an issuer by the rules of its profile.
@@ -132,9 +143,9 @@ func liveChain(ctx context.Context, endpoint string, p *oidc.Profile, now time.T
 		return
 	}
 	left := t.ConnectionState().PeerCertificates[0].NotAfter.Sub(now)
-	level := client.OK
+	level, hint := client.OK, ""
 	if left < certificateDue {
-		level = client.Warning
+		level, hint = client.Warning, ": the issuer has to renew it"
 	}
-	say("tls", addr, level, "%s, certificate valid for %d days", tls.VersionName(t.ConnectionState().Version), int(left/(24*time.Hour)))
+	say("tls", addr, level, "%s, certificate valid for %d days%s", tls.VersionName(t.ConnectionState().Version), int(left/(24*time.Hour)), hint)
 }

@@ -6,7 +6,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"credentialbroker/providers"
 	"credentialbroker/rotation"
 )
 
@@ -57,9 +56,9 @@ func (b *Broker) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range b.Status() {
 		gauge("token_runway_seconds", "For how long tokens in hand will serve.", float64(s.Runway), s.Name)
-		gauge("provider_up", "Whether the secrets manager's last answer was good.", boolean(s.Credential.ProviderErr == nil), s.Name)
-		gauge("issuer_up", "Whether the issuer's last answer was good.", boolean(s.Credential.IssuerErr == nil), s.Name)
-		gauge("secret_refused", "Whether the issuer has refused the version that serves.", boolean(refusedNow(s.Credential)), s.Name)
+		gauge("provider_up", "Whether the secrets manager's last answer was good.", boolean(s.Credential.Provider.Err == nil), s.Name)
+		gauge("issuer_up", "Whether the issuer's last answer was good.", boolean(s.Credential.Issuer.Err == nil), s.Name)
+		gauge("secret_refused", "Whether the issuer has refused the version that serves.", boolean(s.Credential.Dead), s.Name)
 		gauge("secret_waiting", "Whether a new version waits to be installed.", boolean(s.Credential.Candidate != ""), s.Name)
 		if !s.Credential.Created.IsZero() {
 			gauge("secret_age_seconds", "Age of the version that serves, by the secrets manager's word.",
@@ -73,13 +72,4 @@ func boolean(v bool) float64 {
 		return 1
 	}
 	return 0
-}
-
-func refusedNow(s rotation.Status) bool {
-	for _, v := range s.Refused {
-		if v == s.Version && v != providers.Version("") {
-			return true
-		}
-	}
-	return false
 }

@@ -88,12 +88,13 @@ func (h *entryHeap) Pop() any {
 // schedule the next look.
 func (b *Broker) tend(e *entry) {
 	cl := e.state.client.Load()
-	if (*b.clients.Load())[cl.cfg.Name] != cl {
-		b.drop(e) // the client is gone, or its issuer is another
+	if now := b.clients.Load().byName[cl.cfg.Name]; now == nil || now.state != e.state || !e.known() {
+		b.drop(e) // the client is gone, or its issuer is another, or the combination was forgotten
 		return
 	}
 	now, h := b.o.Clock.Now(), e.held.Load()
-	if !e.active(now, h, cl.cfg.KeepWarm) {
+	if !e.active(now, h, cl.cfg.KeepWarm && e.want == cl.cfg.Default) {
+
 		if h != nil && h.end.Until(now) <= 0 {
 			b.drop(e)
 		} else if h != nil {
@@ -114,6 +115,12 @@ func (b *Broker) tend(e *entry) {
 	}
 }
 
+// known says whether the entry still has its place.
+func (e *entry) known() bool {
+	m := e.state.entries.Load()
+	return m != nil && (*m)[e.want] == e
+}
+
 // active says whether somebody is likely to want the token again.
 func (e *entry) active(now clock.Reading, h *held, warm bool) bool {
 	if warm {
@@ -131,37 +138,55 @@ func (b *Broker) drop(e *entry) {
 	b.retireToken(e.held.Swap(nil))
 }
 
+// retiree is what serves no more. A token's end is an event of its own.
+type retiree struct {
+	*holding
+	token *held // nil: a key
+}
+
 // retireToken remembers a token that serves no more until its counts are
 // written.
 func (b *Broker) retireToken(h *held) {
-	if h == nil {
-		return
+	if h != nil {
+		b.retireLater(retiree{&h.holding, h})
 	}
+}
+
+func (b *Broker) retireLater(r retiree) {
 	b.retired.Lock()
-	b.retired.list = append(b.retired.list, h)
+	b.retired.list = append(b.retired.list, r)
 	b.retired.Unlock()
 }
 
-// flush writes the counts of repeated hand-overs.
-func (b *Broker) flush() {
+// Flush writes the counts of repeated hand-overs. Run does it every minute;
+// whoever serves requests longer than Run calls it once more.
+func (b *Broker) Flush() {
 	now := b.o.Clock.Now()
-	for _, cl := range *b.clients.Load() {
+	for _, cl := range b.clients.Load().byName {
 		for _, e := range cl.all() {
 			if h := e.held.Load(); h != nil {
-				h.recipients.flush(b.o.Audit, h.event, audit.TokenRepeats)
+				h.flush(b.o.Audit)
 			}
 		}
-		cl.state.flushKey(b.o.Audit)
+		cl.state.mu.Lock()
+		k := cl.state.key
+		cl.state.mu.Unlock()
+		if k != nil {
+			k.flush(b.o.Audit)
+		}
 	}
 	b.retired.Lock()
 	list := b.retired.list
 	b.retired.list = nil
 	b.retired.Unlock()
-	for _, h := range list {
-		h.recipients.flush(b.o.Audit, h.event, audit.TokenRepeats)
-		e := h.event
-		e.Type, e.Count = audit.TokenExpired, h.recipients.total()
-		if h.end.Until(now) > 0 {
+	for _, r := range list {
+		r.flush(b.o.Audit)
+		if r.token == nil {
+			continue
+		}
+		e := r.event
+		e.Type, e.Count = audit.TokenExpired, r.total()
+		if r.token.end.Until(now) > 0 {
 			e.Code = "replaced"
 		}
 		b.o.Audit.Note(e)

@@ -8,7 +8,6 @@ import (
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/oidc"
 	"credentialbroker/rotation"
@@ -27,7 +26,7 @@ func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant
 		}
 		return b.key(ctx, c, cl, r.Surface)
 	}
-	e, err := cl.entry(cl.want(d, r))
+	e, err := cl.entry(cl.want(d, r), b.o.Clock.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +34,7 @@ func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant
 	if err != nil {
 		return nil, err
 	}
-	if err := b.handOver(ctx, c, r.Surface, &h.recipients, now, h.event); err != nil {
+	if err := b.handOver(ctx, c, r.Surface, &h.holding, now); err != nil {
 		return nil, err
 	}
 	return &Grant{Client: cl.cfg.Name, Version: h.live.Version, Token: h.token, Expires: h.token.Expires, Now: now,
@@ -61,9 +60,7 @@ func (b *Broker) key(ctx context.Context, c *access.Caller, cl *cachedClient, s 
 		return nil, &Error{Code: client.InvalidRequest, Detail: "the secret of this client has no field api_key"}
 	}
 	now := b.o.Clock.Now()
-	h := cl.state.keyHolders(live)
-	event := audit.Event{Type: audit.KeyHandover, Client: cl.cfg.Name, Version: string(live.Version)}
-	if err := b.handOver(ctx, c, s, &h.recipients, now, event); err != nil {
+	if err := b.handOver(ctx, c, s, b.keyHolders(cl.state, live), now); err != nil {
 		return nil, err
 	}
 	return &Grant{Client: cl.cfg.Name, Version: live.Version, Now: now, headers: cl.headers, fields: live.Fields}, nil
@@ -71,7 +68,7 @@ func (b *Broker) key(ctx context.Context, c *access.Caller, cl *cachedClient, s 
 
 // decide finds the client and the rules' answer; a refusal is recorded.
 func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Decision, error) {
-	cl := (*b.clients.Load())[r.Client]
+	cl := b.clients.Load().byName[r.Client]
 	if cl == nil {
 		return nil, access.Decision{}, b.deny(c, r, access.ReasonIdentity)
 	}
@@ -87,8 +84,11 @@ func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Deci
 func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 	b.denials.count(b, c, r, why)
 	e := &Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{}}
-	for _, i := range b.Whoami(c).Clients {
-		e.Clients = append(e.Clients, i.Client)
+	set := b.clients.Load()
+	for _, name := range set.names {
+		if set.byName[name].rules.Decide(c, access.Want{Surface: access.Token}).Matched != nil {
+			e.Clients = append(e.Clients, name)
+		}
 	}
 	switch why {
 	case access.ReasonSurface:
@@ -127,23 +127,32 @@ func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*he
 			}
 			return h, now, nil
 		}
-		f, err := b.fly(e, now)
-		if err != nil {
+		if err := b.await(ctx, e, now); err != nil {
 			return nil, now, err
-		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return nil, now, ctx.Err()
-		}
-		if f.err != nil {
-			// A token that is valid, if short, is no reason to ask again.
-			return nil, now, f.err
 		}
 		now = b.o.Clock.Now()
 	}
 	return nil, now, &Error{Code: client.IssuerProtocolError, RetryAfter: time.Minute,
 		Detail: "the issuer's tokens end before they can be used, or before min_ttl: ask for less, and check the clock and the lifetime at the issuer"}
+}
+
+// await joins the entry's flight, or starts it, and waits for its end.
+func (b *Broker) await(ctx context.Context, e *entry, now clock.Reading) error {
+	select {
+	case <-b.started: // whoever comes while the daemon starts waits for it
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	f, err := b.fly(e, now)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // refresh starts to replace a token that is still good, and gives the one to
@@ -197,7 +206,7 @@ func explain(err error) error {
 // not the problem: then the next replacement waits, a minute at first,
 // doubling to fifteen.
 func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rejected, error) {
-	cl, surface := (*b.clients.Load())[r.Client], access.Token
+	cl, surface := b.clients.Load().byName[r.Client], access.Token
 	if cl != nil && !cl.rules.Decide(c, access.Want{Surface: surface}).Allowed {
 		surface = access.Headers
 	}
@@ -205,7 +214,7 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 	if err != nil {
 		return Rejected{}, err
 	}
-	keyFault := cl.meansKey(r.MoreInformation)
+	keyFault := meansKey(r.MoreInformation)
 	b.noteRejection(cl, c, keyFault)
 	if keyFault {
 		cl.state.keyRejected(c, b.o.Clock.Now())
@@ -218,37 +227,39 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 	fingerprint := r.fingerprint()
 	e := cl.find(fingerprint)
 	if e == nil {
-		return Rejected{Reason: "this is not the current token: ask for the token again, then repeat the call once"}, nil
+		return notCurrent(), nil
 	}
 	return b.replace(ctx, e, fingerprint)
 }
 
 func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rejected, error) {
 	now := b.o.Clock.Now()
-	wait, suspicious := e.rejected(now, fingerprint)
+	wait, suspicious, current := e.rejected(now, fingerprint)
+	if !current {
+		return notCurrent(), nil
+	}
 	if wait > 0 {
 		out := Rejected{Fingerprint: fingerprint, RetryAfter: wait, Reason: "the token was asked for again a short time ago: it is replaced after the wait"}
 		if suspicious {
 			out.Reason = "this token was refused within a minute of its issue: suspect the API key, the subscription or a clock before the token"
-			if skew := e.held.Load().token.Skew; skew.Abs() > time.Second {
-				out.Reason += "; the issuer's clock and ours differ by " + skew.Round(time.Second).String()
+			if h := e.held.Load(); h != nil && h.token.Skew.Abs() > time.Second {
+				out.Reason += "; the issuer's clock and ours differ by " + h.token.Skew.Round(time.Second).String()
 			}
 		}
 		return out, nil
 	}
-	f, err := b.fly(e, now)
-	if err != nil {
+	if err := b.await(ctx, e, now); err != nil {
 		return Rejected{}, err
 	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return Rejected{}, ctx.Err()
+	out := Rejected{Replaced: true, Reason: "a new token is there: repeat the call once"}
+	if h := e.held.Load(); h != nil {
+		out.Fingerprint = h.token.Fingerprint
 	}
-	if f.err != nil {
-		return Rejected{}, f.err
-	}
-	return Rejected{Replaced: true, Fingerprint: e.held.Load().token.Fingerprint, Reason: "a new token is there: repeat the call once"}, nil
+	return out, nil
+}
+
+func notCurrent() Rejected {
+	return Rejected{Reason: "this is not the current token: ask for the token again, then repeat the call once"}
 }
 
 // apiConnectKey is what API Connect's moreInformation says of a missing or
@@ -257,15 +268,6 @@ func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rej
 const apiConnectKey = "invalid client id or secret"
 
 // meansKey says whether an API's text is about the key rather than the token.
-func (c *cachedClient) meansKey(moreInformation string) bool {
-	text, parts := strings.ToLower(moreInformation), c.cfg.KeyRejected
-	if parts == nil {
-		parts = []string{apiConnectKey}
-	}
-	for _, part := range parts {
-		if strings.Contains(text, strings.ToLower(part)) {
-			return true
-		}
-	}
-	return false
+func meansKey(moreInformation string) bool {
+	return strings.Contains(strings.ToLower(moreInformation), apiConnectKey)
 }

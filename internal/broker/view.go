@@ -2,6 +2,8 @@ package broker
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"credentialbroker/api/client"
@@ -13,10 +15,10 @@ import (
 // Whoami tells what the broker sees of a caller and what it may have.
 func (b *Broker) Whoami(c *access.Caller) Identity {
 	id := Identity{Caller: c.String(), Clients: []IdentityClient{}}
-	all := *b.clients.Load()
-	for _, name := range b.names() {
-		rules := all[name].rules
-		if s := rules.Surfaces(c); len(s) > 0 {
+	set := b.clients.Load()
+	for _, name := range set.names {
+		rules := set.byName[name].rules
+		if s := served(rules.Surfaces(c)); len(s) > 0 {
 			d := rules.Decide(c, access.Want{Surface: s[0]})
 			id.Clients = append(id.Clients, IdentityClient{Client: name, Entries: d.Matched, Surfaces: s})
 		}
@@ -24,20 +26,27 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 	return id
 }
 
+// served leaves out the surfaces that this version does not have yet.
+func served(list []access.Surface) []access.Surface {
+	return slices.DeleteFunc(list, func(s access.Surface) bool {
+		return s != access.Token && s != access.Headers && s != access.APIKey
+	})
+}
+
 // Ready tells whether the caller's clients can be served now; of the others it
 // tells only how many there are.
 func (b *Broker) Ready(c *access.Caller) Readiness {
 	r := Readiness{Ready: true, Clients: []ClientReadiness{}}
 	now := b.o.Clock.Now()
-	all := *b.clients.Load()
-	for _, name := range b.names() {
-		cl := all[name]
+	set := b.clients.Load()
+	for _, name := range set.names {
+		cl := set.byName[name]
 		if len(cl.rules.Surfaces(c)) == 0 {
 			r.Others++
 			continue
 		}
 		one := ClientReadiness{Client: name, Runway: int64(cl.runway(now) / time.Second)}
-		if err := cl.ready(now); err != nil {
+		if err := b.ready(cl, now); err != nil {
 			one.Code, one.Reason = err.Code, err.Detail
 		}
 		one.Ready = one.Code == ""
@@ -58,29 +67,39 @@ func (c *cachedClient) runway(now clock.Reading) time.Duration {
 	return longest
 }
 
-// ready says why nothing can be handed out now, without any I/O; nil if a
-// token is there or nothing is known to prevent one.
-func (c *cachedClient) ready(now clock.Reading) *Error {
+// ready says why nothing can be handed out now, without any I/O; nil if
+// nothing is known to prevent it.
+func (b *Broker) ready(c *cachedClient, now clock.Reading) *Error {
+	if err := b.o.Audit.Healthy(); err != nil && !b.o.ServeUnrecorded {
+		return &Error{Code: client.AuditUnavailable, Detail: "the audit log cannot be written: " + err.Error(), RetryAfter: 5 * time.Second, Err: err}
+	}
 	if c.runway(now) > 0 {
 		return nil
 	}
 	s := c.cred.Status()
 	var err error
 	switch {
-	case s.Version == "" && s.ProviderErr != nil:
-		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager gave no credentials: " + s.ProviderErr.Error()}
+	case s.Version == "" && s.Provider.Err != nil:
+		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager gave no credentials: " + s.Provider.Err.Error()}
+	case s.Version == "" && s.Candidate != "":
+		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "version " + string(s.Candidate) + " of the secret cannot be used: " + s.Waiting}
 	case s.Version == "":
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager has not been read yet"}
 	case c.cfg.Issuer == nil:
 		return nil
-	case refusedNow(s):
-		err = &rotation.Error{Kind: rotation.Rejected, Detail: "the issuer refused version " + string(s.Version) + " of the secret"}
-	case s.IssuerErr != nil:
-		err = &rotation.Error{Kind: rotation.Unavailable, Detail: s.IssuerErr.Error()}
+	case s.State.Err != nil:
+		err = s.State.Err
+	case s.Dead:
+		err = &rotation.Error{Kind: rotation.Rejected, Detail: "the issuer refused version " + string(s.Version) + " of the secret: store a new one, or run broker retry " + c.cfg.Name}
+	case s.Issuer.Err != nil:
+		err = s.Issuer.Err
 	default:
 		return nil
 	}
-	e, _ := explain(err).(*Error) //nolint:errorlint // explain makes it
+	var e *Error
+	if !errors.As(explain(err), &e) {
+		return nil
+	}
 	return e
 }
 
@@ -117,17 +136,17 @@ type TokenStatus struct {
 // Status tells the state of every client, in the order of their names.
 func (b *Broker) Status() []ClientStatus {
 	now := b.o.Clock.Now()
-	all := *b.clients.Load()
-	list := make([]ClientStatus, 0, len(all))
-	for _, name := range b.names() {
-		list = append(list, all[name].status(now))
+	set := b.clients.Load()
+	list := make([]ClientStatus, 0, len(set.names))
+	for _, name := range set.names {
+		list = append(list, b.status(set.byName[name], now))
 	}
 	return list
 }
 
-func (c *cachedClient) status(now clock.Reading) ClientStatus {
+func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 	s := ClientStatus{Name: c.cfg.Name, ProviderName: c.cfg.ProviderName, Owner: c.cfg.Owner, Credential: c.cred.Status(),
-		Runway: int64(c.runway(now) / time.Second), Problem: c.ready(now), EntryProblems: c.problems, MaxAge: c.cfg.MaxAge,
+		Runway: int64(c.runway(now) / time.Second), Problem: b.ready(c, now), EntryProblems: c.problems, MaxAge: c.cfg.MaxAge,
 		Secret: c.cfg.Rotation.Spec.String()}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()
@@ -140,20 +159,20 @@ func (c *cachedClient) status(now clock.Reading) ClientStatus {
 		if h == nil {
 			continue
 		}
-		h.recipients.mu.RLock()
-		n := len(h.recipients.m)
-		h.recipients.mu.RUnlock()
+		h.mu.RLock()
+		n := len(h.m)
+		h.mu.RUnlock()
 		s.Tokens = append(s.Tokens, TokenStatus{Scope: e.want.Scope, Audience: e.want.Audience, Resource: e.want.Resource,
 			Granted: h.token.Scope, Narrowed: h.token.Narrowed, Fingerprint: h.token.Fingerprint, JTI: h.token.JTI, Version: string(h.live.Version),
 			Expires: h.token.Expires.Wall, ExpiresIn: max(0, int64(h.token.Expires.Until(now)/time.Second)),
-			Handovers: h.recipients.total(), Processes: n, Skew: h.token.Skew})
+			Handovers: h.total(), Processes: n, Skew: h.token.Skew})
 	}
 	return s
 }
 
 // Retry lets a refused version of the secret be tried once more.
 func (b *Broker) Retry(name string) error {
-	cl := (*b.clients.Load())[name]
+	cl := b.clients.Load().byName[name]
 	if cl == nil {
 		return noClient(name)
 	}
@@ -171,13 +190,16 @@ func (b *Broker) Retry(name string) error {
 // that cannot be proved is installed all the same. It returns what serves
 // afterwards.
 func (b *Broker) Rotate(ctx context.Context, name string, accept bool) (rotation.Status, error) {
-	cl := (*b.clients.Load())[name]
+	cl := b.clients.Load().byName[name]
 	if cl == nil {
 		return rotation.Status{}, noClient(name)
 	}
 	var err error
 	if accept {
-		_, err = cl.cred.Accept(ctx)
+		var why string
+		if _, why, err = cl.cred.Accept(ctx); why != "" {
+			return cl.cred.Status(), &Error{Code: client.CredentialsRejected, Detail: "the new version is not installed: " + why}
+		}
 	} else {
 		err = cl.cred.Check(ctx)
 	}
@@ -190,14 +212,9 @@ func (b *Broker) Rotate(ctx context.Context, name string, accept bool) (rotation
 	return cl.cred.Status(), err
 }
 
-// SecretUses counts how often secrets were read or shown to an issuer. Whoever
-// cleans memory behind that looks whether it has changed.
-func (b *Broker) SecretUses() (n uint64) {
-	for _, c := range *b.clients.Load() {
-		n += c.cred.Uses()
-	}
-	return n
-}
+// SecretUses counts reads of secrets and their uses at issuers, before and
+// after each. Whoever cleans memory behind that looks whether it has changed.
+func (b *Broker) SecretUses() uint64 { return b.uses.Load() }
 
 func noClient(name string) error {
 	return &Error{Code: client.NotFound, Detail: "no client is called " + name + "; broker status lists them"}

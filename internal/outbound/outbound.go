@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -124,6 +125,8 @@ func (c Config) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return tunnelled, nil
 }
 
+const longestHead = 64 << 10 // bytes of a proxy's answer
+
 // connect asks the proxy for a tunnel (RFC 9110 §9.3.6).
 func connect(ctx context.Context, conn net.Conn, proxy *url.URL, addr string) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -136,7 +139,7 @@ func connect(ctx context.Context, conn net.Conn, proxy *url.URL, addr string) (n
 	if err := req.Write(conn); err != nil {
 		return nil, err
 	}
-	r := bufio.NewReader(conn)
+	r := bufio.NewReader(io.LimitReader(conn, longestHead))
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
 		return nil, err

@@ -295,6 +295,10 @@ func TestDialThroughProxy(t *testing.T) {
 	if _, err = (outbound.Config{Proxy: refusing.URL}).Dial(t.Context(), addr); err == nil || !strings.Contains(err.Error(), "refused the tunnel") {
 		t.Error(err)
 	}
+	flood := raw(t, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X: y\r\n", 1<<18))
+	if _, err = (outbound.Config{Proxy: flood}).Dial(t.Context(), addr); err == nil {
+		t.Error("a proxy that talks without end is believed")
+	}
 	hang, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
