@@ -222,7 +222,7 @@ func TestPutValues(t *testing.T) {
 	}
 	bad := map[string]secret.Secret{"a": secret.FromString("\xff" + providertest.Canary)}
 	_, err := p.Put(t.Context(), f.Ref("new"), bad, "")
-	wantKind(t, err, providers.Malformed)
+	wantKind(t, err, providers.Unsupported)
 	_, err = p.Put(t.Context(), providers.Ref{Path: "text", Version: "AWSPREVIOUS"}, nil, "")
 	wantKind(t, err, providers.Unsupported)
 }

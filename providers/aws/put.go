@@ -3,10 +3,7 @@ package aws
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
@@ -97,48 +94,14 @@ func newToken() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// encode writes fields as a JSON object of strings, or the field Whole as it
-// is. The SDK takes text as a string only, which cannot be wiped.
+// encode gives the payload as the SDK takes it: text as a string, which cannot
+// be wiped, and bytes for what is no text.
 func encode(fields map[string]secret.Secret) (text *string, binary []byte, err error) {
-	if whole, ok := fields[providers.Whole]; ok {
-		if len(fields) > 1 {
-			return nil, nil, &providers.Error{Kind: providers.Malformed, Message: "a secret is one value or has fields, not both"}
-		}
-		b, err := whole.AppendTo(nil)
-		if err != nil || !utf8.Valid(b) {
-			return nil, b, err
-		}
-		s := string(b)
-		clear(b)
-		return &s, nil, nil
+	b, err := providers.Encode(fields)
+	if err != nil || !utf8.Valid(b) {
+		return nil, b, err
 	}
-	names := make([]string, 0, len(fields))
-	for n := range fields {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	out := []byte{'{'}
-	for i, n := range names {
-		if i > 0 {
-			out = append(out, ',')
-		}
-		key, _ := json.Marshal(n)
-		out = append(append(out, key...), ':')
-		err := fields[n].Use(func(b []byte) error {
-			if !utf8.Valid(b) {
-				return errors.New("not text")
-			}
-			value, err := json.Marshal(string(b))
-			out = append(out, value...)
-			clear(value)
-			return err
-		})
-		if err != nil {
-			clear(out)
-			return nil, nil, &providers.Error{Kind: providers.Malformed, Message: fmt.Sprintf("field %q is not text", n), Err: err}
-		}
-	}
-	s := string(append(out, '}'))
-	clear(out)
+	s := string(b)
+	clear(b)
 	return &s, nil, nil
 }

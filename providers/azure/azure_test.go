@@ -235,7 +235,7 @@ func TestPut(t *testing.T) {
 	_, err = p.Put(t.Context(), f.Ref("bin"), one(providers.Whole, "\xff"), "")
 	wantKind(t, err, providers.Unsupported)
 	_, err = p.Put(t.Context(), f.Ref("bin"), one("a", "\xff"+providertest.Canary), "")
-	wantKind(t, err, providers.Malformed)
+	wantKind(t, err, providers.Unsupported)
 	_, err = p.Put(t.Context(), providers.Ref{Path: "app", Version: "1"}, one("a", "b"), "")
 	wantKind(t, err, providers.Unsupported)
 	f.Fault(t, providertest.SoftDeleted, "text")

@@ -2,10 +2,6 @@ package azure
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"slices"
 	"unicode/utf8"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azsecrets"
@@ -80,47 +76,18 @@ func conflict(ref providers.Ref) *providers.Error {
 		Message: "the secret is not at the version that is to be replaced: another writer was faster"}
 }
 
-// encode writes fields as a JSON object of strings, or the field Whole as it
-// is. The SDK takes a string only, which cannot be wiped.
+// encode gives the payload as the SDK takes it: a string, which cannot be
+// wiped, with the content type of an object of fields.
 func encode(fields map[string]secret.Secret) (text string, contentType *string, err error) {
-	if whole, ok := fields[providers.Whole]; ok {
-		if len(fields) > 1 {
-			return "", nil, &providers.Error{Kind: providers.Malformed, Message: "a secret is one value or has fields, not both"}
-		}
-		err := whole.Use(func(b []byte) error {
-			if !utf8.Valid(b) {
-				return &providers.Error{Kind: providers.Unsupported, Message: "Key Vault holds text only"}
-			}
-			text = string(b)
-			return nil
-		})
-		return text, nil, err
+	b, err := providers.Encode(fields)
+	defer clear(b)
+	switch _, whole := fields[providers.Whole]; {
+	case err != nil:
+		return "", nil, err
+	case !utf8.Valid(b):
+		return "", nil, &providers.Error{Kind: providers.Unsupported, Message: "Key Vault holds text only"}
+	case whole:
+		return string(b), nil, nil
 	}
-	names := make([]string, 0, len(fields))
-	for n := range fields {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	out := []byte{'{'}
-	defer func() { clear(out) }()
-	for i, n := range names {
-		if i > 0 {
-			out = append(out, ',')
-		}
-		key, _ := json.Marshal(n)
-		out = append(append(out, key...), ':')
-		err := fields[n].Use(func(b []byte) error {
-			if !utf8.Valid(b) {
-				return errors.New("not text")
-			}
-			value, err := json.Marshal(string(b))
-			out = append(out, value...)
-			clear(value)
-			return err
-		})
-		if err != nil {
-			return "", nil, &providers.Error{Kind: providers.Malformed, Message: fmt.Sprintf("field %q is not text", n), Err: err}
-		}
-	}
-	return string(append(out, '}')), new("application/json"), nil
+	return string(b), new("application/json"), nil
 }
