@@ -25,7 +25,6 @@ var version = "unknown"
 // Exit codes, as sysexits.h has them.
 const (
 	exitUsage       = 64
-	exitData        = 65
 	exitUnavailable = 69
 	exitTryAgain    = 75
 	exitConfig      = 78
@@ -67,8 +66,6 @@ func exitCode(err error) int {
 		return exitConfig
 	case errors.As(err, &u):
 		return exitUsage
-	case errors.Is(err, errData):
-		return exitData
 	case errors.As(err, &p503):
 		if p503.Status == 503 {
 			return exitTryAgain
@@ -77,10 +74,7 @@ func exitCode(err error) int {
 	return exitUnavailable
 }
 
-var (
-	errConfig = errors.New("configuration")
-	errData   = errors.New("data")
-)
+var errConfig = errors.New("configuration")
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }

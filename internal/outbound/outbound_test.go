@@ -295,7 +295,7 @@ func TestDialThroughProxy(t *testing.T) {
 	if _, err = (outbound.Config{Proxy: refusing.URL}).Dial(t.Context(), addr); err == nil || !strings.Contains(err.Error(), "refused the tunnel") {
 		t.Error(err)
 	}
-	flood := raw(t, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X: y\r\n", 1<<18))
+	flood := raw(t, "HTTP/1.1 200 OK\r\n"+strings.Repeat("X: y\r\n", 1<<15)+"\r\n")
 	if _, err = (outbound.Config{Proxy: flood}).Dial(t.Context(), addr); err == nil {
 		t.Error("a proxy that talks without end is believed")
 	}
