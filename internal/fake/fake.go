@@ -1,15 +1,14 @@
-// Package fake is an issuer and a store with fault switches, for tests and for
-// the demonstration. Nothing here keeps a real secret.
+// Package fake has authorization servers that behave as their documents say, and
+// a store, with fault switches, for tests and for the demonstration. Nothing
+// here keeps a real secret.
 //
 // Time is the time package's, so that all of it works inside testing/synctest.
 package fake
 
 import (
-	"maps"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -25,83 +24,23 @@ const (
 
 // An Issuer answers as VDAB's ISAM does: its response, its error documents and
 // pages, its cookies. It is an http.Handler.
-type Issuer struct {
-	mu      sync.Mutex
-	clients map[string]*registered
-	fault   Fault
-	left    int // requests that the fault still concerns, if fault.Times > 0
-	stats   Stats
-	flying  int
-}
-
-// A Client is a registration at an Issuer. The values are test data.
-type Client struct {
-	ID, Secret string
-	APIKey     string // what the Gateway wants in X-IBM-Client-Id
-}
-
-type registered struct {
-	Client
-	old string // a second valid secret
-}
-
-// Stats counts what an Issuer has seen at its token endpoint.
-type Stats struct {
-	Requests    int            // all
-	Minted      int            // tokens issued
-	Refused     int            // answers with invalid_client
-	MaxInFlight int            // most requests at a time
-	JWKS        int            // requests for the public keys
-	PerSecret   map[string]int // how often each refused secret was presented
-}
+type Issuer struct{ server }
 
 // NewIssuer makes an issuer that knows clients.
 func NewIssuer(clients ...Client) *Issuer {
-	i := &Issuer{clients: map[string]*registered{}, stats: Stats{PerSecret: map[string]int{}}}
+	i := &Issuer{}
 	for _, c := range clients {
-		i.clients[c.ID] = &registered{Client: c}
+		i.put(&registered{Client: c})
 	}
 	return i
 }
 
-// Set switches the current fault; the zero Fault switches it off.
-func (i *Issuer) Set(f Fault) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.fault, i.left = f, f.Times
-}
-
-// SetSecret gives a client a new secret; with alsoOld the one before stays
-// valid, and the one before that does not.
-func (i *Issuer) SetSecret(id, secret string, alsoOld bool) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	c := i.clients[id]
-	if c == nil {
-		c = &registered{Client: Client{ID: id}}
-		i.clients[id] = c
-	}
-	old := c.Secret
-	c.Secret, c.old = secret, ""
-	if alsoOld {
-		c.old = old
-	}
-}
-
-// Stats gives the counts so far.
-func (i *Issuer) Stats() Stats {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	s := i.stats
-	s.PerSecret = maps.Clone(s.PerSecret)
-	return s
-}
+// RoundTripper reaches the issuer without a network: see [Local].
+func (i *Issuer) RoundTripper() http.RoundTripper { return Local(i) }
 
 // ServeHTTP implements http.Handler.
 func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if w.Header().Get("Date") == "" {
-		w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	}
+	setDate(w)
 	switch r.URL.Path {
 	case TokenPath:
 		i.token(w, r)
@@ -178,45 +117,7 @@ func (i *Issuer) grant(w http.ResponseWriter, r *http.Request, f Fault) {
 		page(w, http.StatusInternalServerError, "HPDIA0200E", "Internal error.")
 		return
 	}
-	writeJSON(w, http.StatusOK, answer)
-}
-
-// admit checks a secret and counts.
-func (i *Issuer) admit(id, secret string, f Fault) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	c := i.clients[id]
-	if f.Kind != InvalidClient && c != nil && (secret == c.Secret || c.old != "" && secret == c.old) {
-		return true
-	}
-	i.stats.Refused++
-	i.stats.PerSecret[secret]++
-	return false
-}
-
-func (i *Issuer) enter() Fault {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.stats.Requests++
-	i.flying++
-	i.stats.MaxInFlight = max(i.stats.MaxInFlight, i.flying)
-	f := i.fault
-	if f.Kind.atGateway() {
-		return Fault{}
-	}
-	if f.Times > 0 {
-		if i.left == 0 {
-			return Fault{}
-		}
-		i.left--
-	}
-	return f
-}
-
-func (i *Issuer) leave() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.flying--
+	f.send(w, answer)
 }
 
 // mint makes the answer with a token like the sample in the documents.
@@ -224,21 +125,16 @@ func (i *Issuer) mint(id string, f Fault) (map[string]any, error) {
 	i.mu.Lock()
 	i.stats.Minted++
 	i.mu.Unlock()
-	lifetime := 900 * time.Second
-	if f.Kind == None && f.Lifetime > 0 {
-		lifetime = f.Lifetime
-	}
+	lifetime := f.lifetime(900 * time.Second)
 	token := "opaque-" + randomText(32)
 	if !f.Opaque {
 		now := time.Now()
 		var err error
-		token, err = sign(map[string]any{"iss": IssuerName, "exp": now.Add(lifetime).Unix(), "aud": []string{id}, "sub": id, "client_id": id,
+		token, err = sign("jwt", map[string]any{"iss": IssuerName, "exp": now.Add(lifetime).Unix(), "aud": []string{id}, "sub": id, "client_id": id,
 			"iat": now.Unix(), "nbf": now.Unix(), "jti": uuid(), "domain": "NULL", "scope": "", "filler": strings.Repeat("-", 250)})
 		if err != nil {
 			return nil, err
 		}
 	}
-	answer := map[string]any{"access_token": token, "scope": "", "token_type": "bearer", "expires_in": int64(lifetime / time.Second)}
-	f.alter(answer)
-	return answer, nil
+	return map[string]any{"access_token": token, "scope": "", "token_type": "bearer", "expires_in": int64(lifetime / time.Second)}, nil
 }

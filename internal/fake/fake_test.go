@@ -213,7 +213,7 @@ func TestBothWays(t *testing.T) {
 	}
 	network := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true}
 	for kind, want := range map[FaultKind]string{
-		None: "200", InvalidClient: "401", Forbidden: "403", Unavailable: "503", Maintenance: "503", Throttled: "429", Reset: "cut", HTML: "200", Empty: "200",
+		None: "200", InvalidClient: "401", Forbidden: "403", Unavailable: "503", Maintenance: "503", Throttled: "429", Reset: "cut", Lost: "cut", HTML: "200", Empty: "200",
 		CookieOnly: "200", Redirect: "302", NoExpiry: "200", Absurd: "200", BadType: "200", NoType: "200", Huge: "200", BadToken: "200",
 	} {
 		i.Set(Fault{Kind: kind})
@@ -290,6 +290,18 @@ func TestGateway(t *testing.T) {
 	}
 	if s, _, _ := get("Bearer "+a.Access, api); s != 200 {
 		t.Errorf("second: %d", s)
+	}
+}
+
+// An answer is lost after the token was made.
+func TestLost(t *testing.T) {
+	i := issuer()
+	i.Set(Fault{Kind: Lost, Times: 1})
+	if _, _, err := call(t, i.RoundTripper(), "https://x", key, nil); !errors.Is(err, syscall.ECONNRESET) || i.Stats().Minted != 1 {
+		t.Errorf("%v, %+v", err, i.Stats())
+	}
+	if resp, _, err := call(t, i.RoundTripper(), "https://x", key, nil); err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("%v, %v", resp, err)
 	}
 }
 

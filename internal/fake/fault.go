@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// A Fault is what an Issuer, or its Gateway, does wrong.
+// A Fault is what a server, or an Issuer's Gateway, does wrong.
 type Fault struct {
 	Kind       FaultKind
 	Times      int           // how many requests it concerns; 0: all, until changed
 	Delay      time.Duration // before the answer; 0: none, but 2 s for Slow
 	RetryAfter time.Duration // header of that name, in whole seconds; 0: none
-	Lifetime   time.Duration // with None: of the token; with Absurd: what expires_in says. 0: 900 s and ten years
-	Opaque     bool          // the token is no JWT
+	Lifetime   time.Duration // with None: of the token; with Absurd: what expires_in says. 0: the server's own and ten years
+	Opaque     bool          // the token is no JWT, where it would be one
 }
 
 // A FaultKind names a fault, also on the demonstration's command line.
@@ -33,7 +33,8 @@ const (
 	Throttled     FaultKind = "throttle"   // 429
 	Slow          FaultKind = "slow"       // answers properly after Delay
 	Hang          FaultKind = "hang"       // never answers
-	Reset         FaultKind = "reset"      // cuts the connection
+	Reset         FaultKind = "reset"      // cuts the connection, having done nothing
+	Lost          FaultKind = "lost"       // does what was asked, then cuts the connection
 	HTML          FaultKind = "html"       // 200, a page
 	Empty         FaultKind = "empty"      // 200, nothing
 	CookieOnly    FaultKind = "cookieonly" // 200, cookies and nothing else
@@ -44,6 +45,8 @@ const (
 	Huge          FaultKind = "huge"       // a megabyte
 	NoType        FaultKind = "notype"     // no token_type
 	BadToken      FaultKind = "badtoken"   // a line break in the token
+
+	ConsentDenied FaultKind = "denied" // the person says no
 
 	GatewayToken    FaultKind = "api401token" // the gateway refuses every token
 	GatewayKey      FaultKind = "api401key"   // the gateway refuses every key
@@ -106,6 +109,23 @@ func (f Fault) answer(w http.ResponseWriter) (done bool) {
 		return false
 	}
 	return true
+}
+
+// lifetime is that of a token, which is usual without a fault.
+func (f Fault) lifetime(usual time.Duration) time.Duration {
+	if f.Kind == None && f.Lifetime > 0 {
+		return f.Lifetime
+	}
+	return usual
+}
+
+// send writes a good answer, as the fault spoils it.
+func (f Fault) send(w http.ResponseWriter, answer map[string]any) {
+	if f.Kind == Lost {
+		panic(http.ErrAbortHandler)
+	}
+	f.alter(answer)
+	writeJSON(w, http.StatusOK, answer)
 }
 
 // alter spoils a good answer.

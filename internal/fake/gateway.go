@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"time"
 )
 
 // Gateway is the API behind the issuer, as the gateway of the original guards
@@ -13,7 +12,7 @@ import (
 func (i *Issuer) Gateway() http.Handler { return http.HandlerFunc(i.api) }
 
 func (i *Issuer) api(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	setDate(w)
 	w.Header().Set("X-Global-Transaction-ID", randomText(12))
 	refused := func(status int, message, more string) {
 		writeJSON(w, status, map[string]any{"httpCode": fmt.Sprint(status), "httpMessage": message, "moreInformation": more})

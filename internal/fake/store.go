@@ -9,7 +9,8 @@ import (
 	"credentialbroker/providers"
 )
 
-// A Store is a secrets manager in memory. It is a providers.Provider.
+// A Store is a secrets manager in memory. It is a providers.Provider and a
+// providers.Writer.
 type Store struct {
 	mu      sync.Mutex
 	secrets map[string][]map[string]string // by path, one element a version
@@ -21,7 +22,8 @@ type Store struct {
 type StoreStats struct {
 	Fetches int // all
 	Values  int // those that gave a bundle
-	Faults  int // those that met a fault
+	Faults  int // those that met a fault, writes included
+	Puts    int // writes that succeeded
 }
 
 // HangStore is the fault of a Store that never answers.
@@ -40,7 +42,7 @@ func (s *Store) Set(path string, fields map[string]string) providers.Version {
 
 func version(n int) providers.Version { return providers.Version(strconv.Itoa(n)) }
 
-// SetFault makes every Fetch fail with kind, or hang; "" ends that.
+// SetFault makes every Fetch and Put fail with kind, or hang; "" ends that.
 func (s *Store) SetFault(kind providers.Kind) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,19 +58,8 @@ func (s *Store) Stats() StoreStats {
 
 // Fetch implements providers.Provider.
 func (s *Store) Fetch(ctx context.Context, ref providers.Ref, have providers.Version) (providers.Bundle, error) {
-	fail := func(kind providers.Kind, message string, cause error) (providers.Bundle, error) {
-		return providers.Bundle{}, &providers.Error{Kind: kind, Provider: "fake", Ref: ref, Message: message, Err: cause}
-	}
-	if err := ctx.Err(); err != nil {
-		return fail(providers.Unavailable, "the call was ended", err)
-	}
-	fault := s.enter()
-	if fault == HangStore {
-		<-ctx.Done()
-		return fail(providers.Unavailable, "no answer in time", ctx.Err())
-	}
-	if fault != "" {
-		return fail(fault, "a fault was switched on", nil)
+	if err := s.trouble(ctx, ref, 1); err != nil {
+		return providers.Bundle{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +73,7 @@ func (s *Store) Fetch(ctx context.Context, ref providers.Ref, have providers.Ver
 		n = pinned
 	}
 	if n < 1 {
-		return fail(providers.NotFound, "no such secret", nil)
+		return providers.Bundle{}, failure(ref, providers.NotFound, "no such secret", nil)
 	}
 	if version(n) == have {
 		return providers.Bundle{}, providers.ErrUnchanged
@@ -95,10 +86,62 @@ func (s *Store) Fetch(ctx context.Context, ref providers.Ref, have providers.Ver
 	return b, nil
 }
 
-func (s *Store) enter() providers.Kind {
+// Put implements providers.Writer.
+func (s *Store) Put(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret, expect providers.Version) (providers.Version, error) {
+	if err := s.trouble(ctx, ref, 0); err != nil {
+		return "", err
+	}
+	payload, err := providers.Encode(fields) // the rules that every manager has
+	clear(payload)
+	if err != nil {
+		return "", err
+	}
+	values := make(map[string]string, len(fields))
+	for k, v := range fields {
+		b, err := v.AppendTo(nil)
+		if err != nil {
+			return "", failure(ref, providers.Malformed, "a value was wiped before it was written", err)
+		}
+		values[k] = string(b)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stats.Fetches++
+	current := providers.Version("")
+	if n := len(s.secrets[ref.Path]); n > 0 {
+		current = version(n)
+	}
+	if current != expect || ref.Version != "" {
+		return "", failure(ref, providers.Conflict, "the secret has been changed by another writer", nil)
+	}
+	s.stats.Puts++
+	s.secrets[ref.Path] = append(s.secrets[ref.Path], values)
+	return version(len(s.secrets[ref.Path])), nil
+}
+
+func failure(ref providers.Ref, kind providers.Kind, message string, cause error) *providers.Error {
+	return &providers.Error{Kind: kind, Provider: "fake", Ref: ref, Message: message, Err: cause}
+}
+
+// trouble counts a call, and is the current fault or a context that has ended.
+func (s *Store) trouble(ctx context.Context, ref providers.Ref, fetches int) error {
+	if err := ctx.Err(); err != nil {
+		return failure(ref, providers.Unavailable, "the call was ended", err)
+	}
+	fault := s.enter(fetches)
+	if fault == HangStore {
+		<-ctx.Done()
+		return failure(ref, providers.Unavailable, "no answer in time", ctx.Err())
+	}
+	if fault != "" {
+		return failure(ref, fault, "a fault was switched on", nil)
+	}
+	return nil
+}
+
+func (s *Store) enter(fetches int) providers.Kind {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Fetches += fetches
 	if s.fault != "" {
 		s.stats.Faults++
 	}

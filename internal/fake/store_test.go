@@ -7,10 +7,56 @@ import (
 	"testing/synctest"
 	"time"
 
+	"credentialbroker/internal/secret"
 	"credentialbroker/providers"
 )
 
-var _ providers.Provider = (*Store)(nil)
+var (
+	_ providers.Provider = (*Store)(nil)
+	_ providers.Writer   = (*Store)(nil)
+)
+
+func TestStorePut(t *testing.T) {
+	s := NewStore()
+	put := func(r providers.Ref, value string, expect providers.Version) (providers.Version, error) {
+		return s.Put(t.Context(), r, map[string]secret.Secret{"a": secret.FromString(value)}, expect)
+	}
+	ref := providers.Ref{Path: "x"}
+	if v, err := put(ref, "1", ""); v != "1" || err != nil {
+		t.Errorf("new: %q, %v", v, err)
+	}
+	if v, err := put(ref, "2", "1"); v != "2" || err != nil {
+		t.Errorf("next: %q, %v", v, err)
+	}
+	for _, expect := range []providers.Version{"", "1", "3"} {
+		if _, err := put(ref, "3", expect); providers.KindOf(err) != providers.Conflict {
+			t.Errorf("expecting %q: %v", expect, err)
+		}
+	}
+	if _, err := put(providers.Ref{Path: "x", Version: "2"}, "3", "2"); providers.KindOf(err) != providers.Conflict {
+		t.Errorf("pinned: %v", err)
+	}
+	if _, err := put(ref, "\xff", "2"); providers.KindOf(err) != providers.Unsupported {
+		t.Errorf("binary: %v", err)
+	}
+	s.SetFault(providers.Denied)
+	if _, err := put(ref, "3", "2"); providers.KindOf(err) != providers.Denied {
+		t.Errorf("fault: %v", err)
+	}
+	s.SetFault("")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Put(ctx, ref, nil, "2"); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended: %v", err)
+	}
+	b, err := s.Fetch(t.Context(), ref, "")
+	if got, _ := b.Fields["a"].AppendTo(nil); string(got) != "2" || b.Version != "2" || err != nil {
+		t.Errorf("%q at %q, %v", got, b.Version, err)
+	}
+	if got := s.Stats(); got.Puts != 2 || got.Faults != 1 || got.Fetches != 1 {
+		t.Errorf("%+v", got)
+	}
+}
 
 func TestStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

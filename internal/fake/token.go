@@ -27,8 +27,8 @@ func keyID(k *rsa.PublicKey) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// sign makes a JWT with the header of the sample.
-func sign(claims map[string]any) (string, error) {
+// sign makes a JWT with the header of the sample, in which typ is "jwt".
+func sign(typ string, claims map[string]any) (string, error) {
 	key, err := signer()
 	if err != nil {
 		return "", err
@@ -37,7 +37,7 @@ func sign(claims map[string]any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	input := base64.RawURLEncoding.EncodeToString([]byte(`{"typ":"jwt","kid":"`+keyID(&key.PublicKey)+`","alg":"RS256"}`)) + "." + base64.RawURLEncoding.EncodeToString(payload)
+	input := base64.RawURLEncoding.EncodeToString([]byte(`{"typ":"`+typ+`","kid":"`+keyID(&key.PublicKey)+`","alg":"RS256"}`)) + "." + base64.RawURLEncoding.EncodeToString(payload)
 	sum := sha256.Sum256([]byte(input))
 	sig, err := rsa.SignPKCS1v15(nil, key, crypto.SHA256, sum[:])
 	if err != nil {
@@ -52,7 +52,7 @@ func check(token string) error {
 	if err != nil {
 		return err
 	}
-	input, sig, _ := cutLast(token, ".")
+	input, sig := cutLast(token, ".")
 	_, body, _ := strings.Cut(input, ".")
 	raw, err := base64.RawURLEncoding.DecodeString(sig)
 	if err != nil {
@@ -76,19 +76,17 @@ func check(token string) error {
 	return nil
 }
 
-func cutLast(s, sep string) (before, after string, found bool) {
+func cutLast(s, sep string) (before, after string) {
 	n := strings.LastIndex(s, sep)
 	if n < 0 {
-		return s, "", false
+		return s, ""
 	}
-	return s[:n], s[n+len(sep):], true
+	return s[:n], s[n+len(sep):]
 }
 
 // jwks serves the public key.
-func (i *Issuer) jwks(w http.ResponseWriter) {
-	i.mu.Lock()
-	i.stats.JWKS++
-	i.mu.Unlock()
+func (s *server) jwks(w http.ResponseWriter) {
+	s.count(func(st *Stats) { st.JWKS++ })
 	key, err := signer()
 	if err != nil {
 		page(w, http.StatusInternalServerError, "HPDIA0200E", "Internal error.")

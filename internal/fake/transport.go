@@ -18,12 +18,34 @@ import (
 	"time"
 )
 
-// RoundTripper reaches the issuer without a network, in the caller's own
-// goroutine: inside a testing/synctest bubble no real socket works. It honours
-// the request's context.
-func (i *Issuer) RoundTripper() http.RoundTripper { return local{i} }
+// Local reaches h without a network, in the caller's own goroutine: inside a
+// testing/synctest bubble no real socket works. It honours the request's
+// context. What it returns also has the method
+// WithCertificate(tls.Certificate) http.RoundTripper, for a client certificate.
+func Local(h http.Handler) http.RoundTripper { return local{h: h} }
 
-type local struct{ h http.Handler }
+type local struct {
+	h    http.Handler
+	cert *tls.Certificate
+}
+
+// WithCertificate presents c to the handler, as a TLS connection would.
+func (l local) WithCertificate(c tls.Certificate) http.RoundTripper { return local{l.h, &c} }
+
+// state is the TLS connection that a handler sees.
+func (l local) state(host string) (*tls.ConnectionState, error) {
+	st := &tls.ConnectionState{Version: tls.VersionTLS13, HandshakeComplete: true, ServerName: host}
+	if l.cert != nil {
+		for _, der := range l.cert.Certificate {
+			c, err := x509.ParseCertificate(der)
+			if err != nil {
+				return nil, err
+			}
+			st.PeerCertificates = append(st.PeerCertificates, c)
+		}
+	}
+	return st, nil
+}
 
 // RoundTrip implements http.RoundTripper.
 func (l local) RoundTrip(req *http.Request) (resp *http.Response, err error) {
@@ -38,6 +60,11 @@ func (l local) RoundTrip(req *http.Request) (resp *http.Response, err error) {
 		r.Body = http.NoBody
 	}
 	r.Host, r.RequestURI, r.RemoteAddr = req.URL.Host, req.URL.RequestURI(), "127.0.0.1:1"
+	if req.URL.Scheme == "https" {
+		if r.TLS, err = l.state(req.URL.Hostname()); err != nil {
+			return nil, err
+		}
+	}
 	w := &recorder{header: http.Header{}}
 	defer func() {
 		switch p := recover(); {
