@@ -24,11 +24,15 @@ import (
 // to say its ContentLength. The answer's body ends the connection when it is
 // closed.
 type Exchange struct {
-	cfg Config
-	tls *tls.Config
+	cfg    Config
+	tls    *tls.Config
+	places *places
+}
 
+// places are those of the connections that may be open at a time.
+type places struct {
 	mu    sync.Mutex
-	hosts map[string]chan struct{} // a place for each connection to a host
+	hosts map[string]chan struct{}
 }
 
 const (
@@ -47,7 +51,18 @@ func (c Config) Exchange() (*Exchange, error) {
 		return nil, err
 	}
 	t.NextProtos = []string{"http/1.1"}
-	return &Exchange{cfg: c, tls: t, hosts: map[string]chan struct{}{}}, nil
+	return &Exchange{cfg: c, tls: t, places: &places{hosts: map[string]chan struct{}{}}}, nil
+}
+
+// WithCertificate gives an Exchange that presents pair to every server that
+// asks for a client certificate, whichever authorities the server names: one
+// that is not sent silently would fail as a refused client. It shares x's
+// places per host; x itself presents nothing. The private key lives as long as
+// what is returned.
+func (x *Exchange) WithCertificate(pair tls.Certificate) http.RoundTripper {
+	t := x.tls.Clone()
+	t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	return &Exchange{cfg: x.cfg, tls: t, places: x.places}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -56,7 +71,7 @@ func (x *Exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		defer req.Body.Close()
 	}
 	ctx, cancel := context.WithTimeout(req.Context(), CallTimeout)
-	leave, err := x.enter(ctx, req.URL.Host)
+	leave, err := x.places.enter(ctx, req.URL.Host)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -71,27 +86,27 @@ func (x *Exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	c := &connection{Conn: conn, end: func() { stop(); below.Wipe(); end() }}
 	resp, err := c.exchange(req)
 	if err != nil {
-		_ = c.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err() // rather than that the connection was closed
+		if ended := ctx.Err(); ended != nil { // asked before Close, which ends it too
+			err = ended // rather than that the connection was closed
 		}
+		_ = c.Close()
 		return nil, err
 	}
 	return resp, nil
 }
 
 // enter waits for a place among the connections to host.
-func (x *Exchange) enter(ctx context.Context, host string) (leave func(), err error) {
-	x.mu.Lock()
-	places := x.hosts[host]
-	if places == nil {
-		places = make(chan struct{}, perHost)
-		x.hosts[host] = places
+func (p *places) enter(ctx context.Context, host string) (leave func(), err error) {
+	p.mu.Lock()
+	free := p.hosts[host]
+	if free == nil {
+		free = make(chan struct{}, perHost)
+		p.hosts[host] = free
 	}
-	x.mu.Unlock()
+	p.mu.Unlock()
 	select {
-	case places <- struct{}{}:
-		return func() { <-places }, nil
+	case free <- struct{}{}:
+		return func() { <-free }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -1,6 +1,9 @@
 // Package outbound is the one way out of the process: connections with a
 // deadline, verified TLS of at least 1.2, a certificate authority and a proxy
 // of the operator's choice, and no memory of what passed.
+//
+// No TLS session is kept or resumed: each connection authenticates both sides
+// anew, so that one client's certificate never stands for another client.
 package outbound
 
 import (
