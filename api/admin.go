@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"iter"
 	"net/http"
 	"os"
@@ -35,6 +34,16 @@ type Administration struct {
 	Retry  func(ctx context.Context, client string) (client.Outcome, error)
 	Rotate func(ctx context.Context, client string, r client.Rotation) (client.Outcome, error)
 
+	// Key gives the public half of the client's key; NewKey makes one, which
+	// goes straight into the secrets manager.
+	Key    func(ctx context.Context, client string) (client.Key, error)
+	NewKey func(ctx context.Context, client string, k client.NewKey) (client.Key, error)
+	// Login begins a person's login; FinishLogin takes what it brought back.
+	Login       func(ctx context.Context, client string, l client.LoginStart) (client.Login, error)
+	FinishLogin func(ctx context.Context, client string, code broker.LoginCode) (client.Outcome, error)
+	// Revoke takes the client's tokens back at the issuer.
+	Revoke func(ctx context.Context, client string, r client.Revocation) (client.Outcome, error)
+
 	Metrics  http.Handler // in Prometheus's text format
 	AuditDir string       // of the log that the audit requests read
 }
@@ -44,8 +53,8 @@ type Role string
 
 // The roles. Each of the others includes Observe.
 const (
-	Observe  Role = "observe"  // status, metrics, audit
-	Operate  Role = "operate"  // rotate, retry, reload, check
+	Observe  Role = "observe"  // status, metrics, audit, public keys
+	Operate  Role = "operate"  // rotate, retry, reload, check, keys, login, revoke
 	Incident Role = "incident" // declare and contain
 )
 
@@ -101,6 +110,11 @@ func adminRoutes() []route {
 		{method: http.MethodPost, path: "/v1/check", role: Operate, act: "check", serve: (*Server).check},
 		{method: http.MethodPost, path: "/v1/clients/{client}/retry", role: Operate, act: "retry", serve: (*Server).retry},
 		{method: http.MethodPost, path: "/v1/clients/{client}/rotate", role: Operate, act: "rotate", serve: (*Server).rotate},
+		{method: http.MethodGet, path: "/v1/clients/{client}/keys", role: Observe, serve: (*Server).key},
+		{method: http.MethodPost, path: "/v1/clients/{client}/keys", role: Operate, act: "keys.new", serve: (*Server).newKey},
+		{method: http.MethodPost, path: "/v1/clients/{client}/login", role: Operate, act: "login.start", serve: (*Server).login},
+		{method: http.MethodPost, path: "/v1/clients/{client}/login/finish", role: Operate, act: "login", serve: (*Server).finishLogin},
+		{method: http.MethodPost, path: "/v1/clients/{client}/revoke", role: Operate, act: "revoke", serve: (*Server).revoke},
 		{method: http.MethodGet, path: "/v1/audit", role: Observe, serve: (*Server).auditTail},
 		{method: http.MethodGet, path: "/v1/audit/follow", role: Observe, serve: (*Server).auditFollow},
 		{method: http.MethodGet, path: "/v1/audit/denied", role: Observe, serve: (*Server).auditDenied},
@@ -194,35 +208,31 @@ func (s *Server) retry(w http.ResponseWriter, r *http.Request, c *access.Caller,
 		return err
 	}
 	done, err := s.cfg.Administration.Retry(r.Context(), name)
-	if err != nil {
-		return err
-	}
-	return s.sendJSON(w, http.StatusOK, done)
+	return s.done(w, done, err)
 }
 
 func (s *Server) rotate(w http.ResponseWriter, r *http.Request, c *access.Caller, name string) error {
-	if err := noQuery(r); err != nil {
-		return err
-	}
-	var body []byte
-	if r.ContentLength != 0 {
-		var err error
-		if body, err = s.readBody(w, r); err != nil {
-			return err
-		}
-	}
-	want, err := parseRotation(body)
+	body, err := s.optionalBody(w, r)
 	if err != nil {
 		return err
 	}
-	if err := s.act(r, c, "rotate", name, map[string]string{"accept": fmt.Sprint(want.Accept)}); err != nil {
+	var want client.Rotation
+	if want.Accept, err = parseSwitch(body, "accept"); err != nil {
+		return err
+	}
+	if err := s.act(r, c, "rotate", name, map[string]string{"accept": truth(want.Accept)}); err != nil {
 		return err
 	}
 	done, err := s.cfg.Administration.Rotate(r.Context(), name, want)
+	return s.done(w, done, err)
+}
+
+// done answers with what an act gave, or its error.
+func (s *Server) done(w http.ResponseWriter, v any, err error) error {
 	if err != nil {
 		return err
 	}
-	return s.sendJSON(w, http.StatusOK, done)
+	return s.sendJSON(w, http.StatusOK, v)
 }
 
 func (s *Server) check(w http.ResponseWriter, r *http.Request, c *access.Caller, _ string) error {

@@ -69,6 +69,7 @@ type Broker interface {
 type dispenser interface {
 	Token(context.Context, *access.Caller, broker.Request) (*broker.Grant, error)
 	APIKey(ctx context.Context, c *access.Caller, client string) (*broker.Grant, error)
+	JWT(context.Context, *access.Caller, broker.UserRequest) (*broker.Grant, error)
 	Reject(context.Context, *access.Caller, broker.Rejection) (broker.Rejected, error)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"iter"
@@ -26,6 +27,7 @@ import (
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
+	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -56,6 +58,10 @@ type house struct {
 	roles Roles
 	acts  []string
 	fail  error // of the next Act
+	want  any   // what the daemon was asked for last
+	code  secret.Secret
+	given secret.Secret       // the very value that code is a copy of
+	told  []map[string]string // what Act was told besides
 	inner Administration
 }
 
@@ -145,7 +151,8 @@ func (h *house) client(name string, entry access.Entry) broker.Client {
 	return broker.Client{Name: name, Provider: h.store, ProviderName: "store", Allow: []access.Entry{entry},
 		Headers: []broker.Header{{Name: "Authorization", Value: "Bearer {access_token}"}, {Name: "X-IBM-Client-Id", Value: "{api_key}"}},
 		Issuer:  &oidc.Profile{TokenEndpoint: "https://issuer.example" + fake.TokenPath}, Transport: h.issuer.RoundTripper(),
-		Limits: access.Limits{Scopes: []string{"read", "write"}},
+		KeyRejected: []string{"invalid client id or secret"},
+		Limits:      access.Limits{Scopes: []string{"read", "write"}},
 		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}},
 			Required: []string{"client_id", "client_secret", "api_key"}},
 	}
@@ -155,10 +162,11 @@ func (h *house) client(name string, entry access.Entry) broker.Client {
 func (h *house) administration() Administration {
 	return Administration{
 		Roles: func() Roles { h.mu.Lock(); defer h.mu.Unlock(); return h.roles },
-		Act: func(_ context.Context, _ *access.Caller, act, client string, _ map[string]string) error {
+		Act: func(_ context.Context, _ *access.Caller, act, client string, detail map[string]string) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.acts = append(h.acts, strings.TrimSpace(act+" "+client))
+			h.told = append(h.told, detail)
 			return h.fail
 		},
 		Denied: func(_ *access.Caller, act, _ string) {
@@ -191,9 +199,41 @@ func (h *house) administration() Administration {
 			st, err := h.broker.Rotate(ctx, name, r.Accept)
 			return client.Outcome{Version: string(st.Version), Reason: "looked"}, err
 		},
+		Key: func(_ context.Context, name string) (client.Key, error) { return h.asked(name, nil) },
+		NewKey: func(_ context.Context, name string, k client.NewKey) (client.Key, error) {
+			return h.asked(name, k)
+		},
+		Login: func(_ context.Context, name string, l client.LoginStart) (client.Login, error) {
+			_, err := h.asked(name, l)
+			return client.Login{URL: "https://issuer.example/authorize", State: "s", RedirectURI: l.RedirectURI}, err
+		},
+		FinishLogin: func(_ context.Context, name string, code broker.LoginCode) (client.Outcome, error) {
+			h.mu.Lock()
+			h.given = code.Code
+			h.code, _ = code.Code.Clone()
+			h.mu.Unlock()
+			code.Code = secret.Secret{}
+			_, err := h.asked(name, code)
+			return client.Outcome{Reason: "logged in"}, err
+		},
+		Revoke: func(_ context.Context, name string, r client.Revocation) (client.Outcome, error) {
+			_, err := h.asked(name, r)
+			return client.Outcome{Reason: "revoked"}, err
+		},
 		Metrics:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
 		AuditDir: filepath.Join(h.dir, "audit"),
 	}
+}
+
+// asked remembers what the daemon was asked for, of a client that there is.
+func (h *house) asked(name string, what any) (client.Key, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.want = what
+	if name != "vdab" {
+		return client.Key{}, &broker.Error{Code: client.NotFound, Detail: "no such client"}
+	}
+	return client.Key{Client: name, KeyID: "k", Algorithm: "ES256", JWK: json.RawMessage(`{"kty":"EC"}`)}, nil
 }
 
 func (h *house) run(log *audit.Log) {

@@ -118,7 +118,9 @@ func TestDocumentHasTheWireStructs(t *testing.T) {
 	d := readDocument(t)
 	for name, v := range map[string]any{"Problem": client.Problem{}, "Token": client.Token{}, "Rejection": client.Rejection{}, "Rejected": client.Rejected{},
 		"Whoami": client.Whoami{}, "Readiness": client.Readiness{}, "Rotation": client.Rotation{}, "Outcome": client.Outcome{}, "Changes": client.Changes{},
-		"Finding": client.Finding{}, "Status": client.Status{}, "StatusClient": client.StatusClient{}, "Denials": client.Denials{}, "Verdict": client.Verdict{}} {
+		"Finding": client.Finding{}, "Status": client.Status{}, "StatusClient": client.StatusClient{}, "Denials": client.Denials{}, "Verdict": client.Verdict{},
+		"User": client.User{}, "NewKey": client.NewKey{}, "Key": client.Key{}, "LoginStart": client.LoginStart{}, "Login": client.Login{},
+		"LoginFinish": client.LoginFinish{}, "Revocation": client.Revocation{}} {
 		compare(t, d, name, d.Components.Schemas[name], reflect.TypeOf(v))
 	}
 }
@@ -127,6 +129,9 @@ func compare(t *testing.T, d document, at string, s schema, typ reflect.Type) {
 	t.Helper()
 	if name := strings.TrimPrefix(s.Ref, "#/components/schemas/"); s.Ref != "" {
 		s = d.Components.Schemas[name]
+	}
+	if typ.Kind() == reflect.Pointer {
+		typ = typ.Elem()
 	}
 	switch {
 	case typ.Kind() == reflect.Slice && s.Items != nil:

@@ -13,7 +13,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
@@ -113,6 +112,15 @@ func validScope(s string) bool {
 	return !strings.ContainsAny(s, `"\`) && !strings.HasPrefix(s, " ") && !strings.HasSuffix(s, " ") && !strings.Contains(s, "  ")
 }
 
+// optionalBody reads the JSON body of a request that may do without, and has no
+// query. The caller owns and wipes it.
+func (s *Server) optionalBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if err := noQuery(r); err != nil || r.ContentLength == 0 {
+		return nil, err
+	}
+	return s.readBody(w, r)
+}
+
 // readBody reads a JSON body. The caller owns and wipes it.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -163,24 +171,6 @@ func wipe(m map[string]json.RawMessage) {
 	for _, raw := range m {
 		clear(raw)
 	}
-}
-
-// parseRotation reads the body of a rotate request; there may be none.
-func parseRotation(body []byte) (client.Rotation, error) {
-	var r client.Rotation
-	if len(body) == 0 {
-		return r, nil
-	}
-	m, err := members(body, `{"accept": true or false}`, "accept")
-	if err != nil {
-		return r, err
-	}
-	if raw, there := m["accept"]; there {
-		if r.Accept = string(raw) == "true"; !r.Accept && string(raw) != "false" {
-			return r, invalid("accept is true or false")
-		}
-	}
-	return r, nil
 }
 
 // parseRejection reads the body of a reject request and wipes it.
@@ -242,14 +232,7 @@ func apiStatus(raw json.RawMessage) (int, bool) {
 }
 
 // validToken follows RFC 6750, section 2.1, and allows what some issuers add.
-func validToken(b []byte) bool {
-	for _, c := range b {
-		if c <= ' ' || c > '~' {
-			return false
-		}
-	}
-	return len(b) > 0 && len(b) <= maxToken
-}
+func validToken(b []byte) bool { return visible(b, maxToken) }
 
 func validFingerprint(s string) bool {
 	if len(s) != fingerprints {

@@ -89,6 +89,9 @@ type Client struct {
 	// Hosts is how many hosts use this client: they share its budget of
 	// failed authentications. Zero: 1.
 	Hosts int `yaml:"hosts"`
+	// Refresh is where the refresh token is kept, for the grant
+	// authorization_code, which needs it; other grants have none.
+	Refresh *Refresh `yaml:"refresh"`
 	// Settings are the preset's, each replaced where the client sets its own.
 	Settings `yaml:",inline"`
 
@@ -103,6 +106,17 @@ type Secret struct {
 	providers.Spec `yaml:",inline"`
 }
 
+// Refresh names the secret of a refresh token: one of its own, which the broker
+// itself writes. It is never a part of the bundle that is watched for rotation.
+type Refresh struct {
+	// Provider is a key of providers, one that can be written.
+	Provider      string `yaml:"provider" check:"required" hint:"name a key of providers:"`
+	providers.Ref `yaml:",inline"`
+	// Owner is the name of this host, for one host owns a refresh token.
+	// Missing: the host's own name.
+	Owner string `yaml:"owner"`
+}
+
 // Owner answers for a client (OWASP Secrets Management Cheat Sheet §2.11).
 type Owner struct {
 	// Contact is an address at which the owner is reached.
@@ -114,9 +128,8 @@ type Owner struct {
 // Settings say how to use one issuer. Presets state them with their sources.
 type Settings struct {
 	oidc.Profile `yaml:",inline"`
-	// Grant is how a token is had. Missing: client_credentials.
-	Grant string `yaml:"grant" check:"client_credentials|authorization_code|self_signed"`
-	// Requires lists the fields that every version of the bundle must have.
+	// Requires lists fields that every version of the bundle must have beside
+	// those of grant and client_auth, api_key for example. Missing: none.
 	Requires []string `yaml:"requires"`
 	// Headers are what a call to the API needs, by name: text with
 	// {access_token} and {FIELD} of the bundle. An empty text drops a header
@@ -131,8 +144,17 @@ type Settings struct {
 	// Missing: none.
 	Resource string `yaml:"resource"`
 	// Prove is how a new bundle is proved before it serves: mint a token,
-	// refresh one, probe the API, or none. Missing: mint.
+	// refresh one, probe the API, or none. Missing: refresh with the grant
+	// authorization_code, probe where no server issues tokens, else mint.
 	Prove string `yaml:"prove" check:"mint|refresh|probe|none"`
+	// Probe is a harmless request that shows whether the API takes the
+	// client's headers. Missing: none is made; with prove: probe a new version
+	// then waits for an administrator.
+	Probe Probe `yaml:"probe"`
+	// KeyRejected lists texts in an API's answer 401 which mean that the key
+	// is refused and not the token. Upper and lower case are the same.
+	// Missing: every 401 is about the token.
+	KeyRejected []string `yaml:"key_rejected"`
 	// Secrets says whether the issuer lets two secrets live at once. Missing:
 	// unknown.
 	Secrets string `yaml:"secrets" check:"one|two|unknown"`
@@ -140,6 +162,16 @@ type Settings struct {
 	Rotation Rotation `yaml:"rotation"`
 	// LeakContacts are the issuer's addresses for a leak.
 	LeakContacts []string `yaml:"leak_contacts"`
+}
+
+// Probe is a request to the API. It goes the way of the token requests, with
+// their ca_file and proxy.
+type Probe struct {
+	// URL is https, or http on loopback, and holds no credential.
+	URL string `yaml:"url" check:"required" hint:"a request of the API that changes nothing and costs little: https://host/path"`
+	// Method is GET, or HEAD, whose answer has no text for key_rejected.
+	// Missing: GET.
+	Method string `yaml:"method" check:"GET|HEAD"`
 }
 
 // Rotation says how and when a client's secret is replaced.

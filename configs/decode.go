@@ -87,7 +87,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	}
 	if n.Type() == ast.NullType {
 		hint := ""
-		if v.Kind() == reflect.Pointer {
+		if v.Kind() == reflect.Pointer && !slices.ContainsFunc(d.fieldsOf(v.Type().Elem()), func(f field) bool { return f.required }) {
 			hint = "write {} if it is to have all its defaults"
 		}
 		d.problem(d.at(n), path, subject(path)+" has no value", expected(v.Type()), hint)

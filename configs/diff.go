@@ -117,12 +117,15 @@ func wider(path string, old, now reflect.Value) bool {
 	if !ok {
 		return false
 	}
+	top, rest, _ := strings.Cut(path, ".")
+	_, key, _ := strings.Cut(rest, ".")
 	switch {
-	case strings.HasPrefix(path, "admin."):
+	case top == "admin":
 		return !subset(b, a)
-	case strings.HasPrefix(path, "clients.") && strings.HasSuffix(path, ".scopes"): // none: no bound
+	case top != "clients":
+	case key == "scopes": // none: no bound
 		return len(a) > 0 && (len(b) == 0 || !subset(b, a))
-	case strings.HasPrefix(path, "clients.") && strings.HasSuffix(path, ".audiences"): // none: none
+	case key == "audiences", key == "jwt.scopes", key == "jwt.zaaktypes": // none: none
 		return !subset(b, a)
 	}
 	return false

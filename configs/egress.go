@@ -12,6 +12,7 @@ import (
 
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
 
@@ -31,9 +32,7 @@ func (c *Config) Egress(clk clock.Clock) ([]Destination, error) {
 		e.provider(name, c.Providers[name], clk)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
-		s := c.Clients[name].Settings
-		e.url(s.TokenEndpoint, s.Proxy, "client "+name+": token endpoint")
-		e.url(s.JWKSURI, s.Proxy, "client "+name+": keys")
+		e.client("client "+name+": ", c.Clients[name].Settings)
 	}
 	if l := c.Leak; l != nil {
 		port := l.SMTP.Port
@@ -73,6 +72,24 @@ func (e *egress) provider(name string, p Provider, clk clock.Clock) {
 			e.add(address, proxy, "provider "+name)
 		}
 	}
+}
+
+// client leaves out where a person's browser goes, and what the metadata will
+// name: that is not known before they are read.
+func (e *egress) client(who string, s Settings) {
+	e.url(s.Probe.URL, s.Proxy, who+"probe")
+	if s.Grant == oidc.NoGrant || s.Grant == oidc.SelfSigned {
+		return
+	}
+	e.url(s.TokenEndpoint, s.Proxy, who+"token endpoint")
+	e.url(s.JWKSURI, s.Proxy, who+"keys")
+	e.url(s.IntrospectionEndpoint, s.Proxy, who+"introspection")
+	e.url(s.RevocationEndpoint, s.Proxy, who+"revocation")
+	metadata := s.MetadataURI
+	if metadata == "" && (s.TokenEndpoint == "" || s.Grant == oidc.AuthorizationCode && s.AuthorizationEndpoint == "") {
+		metadata = s.Issuer
+	}
+	e.url(metadata, s.Proxy, who+"metadata, which name the endpoints")
 }
 
 func (e *egress) url(text, proxy, why string) {

@@ -120,7 +120,7 @@ func TestPresetAndOverrides(t *testing.T) {
     client_auth: client_secret_basic
     headers: { X-IBM-Client-Id: "", X-Other: "{client_id}" }
     rotation: { max_age: 365d }
-    requires: [client_id, client_secret]
+    requires: [other, client_id]
     proxy: http://proxy.corp.example:3128
     keep_warm: true
     hosts: 2
@@ -138,14 +138,14 @@ func TestPresetAndOverrides(t *testing.T) {
 	if got.Rotation.MaxAge.D() != 365*24*time.Hour || got.Rotation.Kind != "by-request" || len(got.Rotation.Steps) == 0 {
 		t.Errorf("rotation %+v", got.Rotation)
 	}
-	if !slices.Equal(got.Requires, []string{"client_id", "client_secret"}) {
-		t.Errorf("requires %v", got.Requires)
+	if !slices.Equal(got.Required(), []string{"client_id", "client_secret", "other"}) {
+		t.Errorf("required %v", got.Required())
 	}
 	// Another client of the preset has the preset's own.
 	if want := map[string]string{"Authorization": "Bearer {access_token}", "X-IBM-Client-Id": "{api_key}"}; !maps.Equal(plain.Headers, want) {
 		t.Errorf("headers %v, want %v", plain.Headers, want)
 	}
-	if plain.ClientAuth != oidc.SecretPost || plain.Rotation.MaxAge != 0 || len(plain.Requires) != 3 {
+	if plain.ClientAuth != oidc.SecretPost || plain.Rotation.MaxAge != 0 || !slices.Equal(plain.Required(), []string{"api_key", "client_id", "client_secret"}) {
 		t.Errorf("%+v", plain.Settings)
 	}
 	wantSecret := providers.Spec{Ref: providers.Ref{Path: "vdab"}, Fields: map[string]providers.Field{

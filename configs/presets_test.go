@@ -2,14 +2,18 @@ package configs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"credentialbroker/oidc"
 )
 
 func TestPresets(t *testing.T) {
-	want := []string{"digitaal-vlaanderen", "digitaal-vlaanderen-test", "geosecure", "geosecure-test", "mijnklantportaal", "oauth2", "vdab-production", "vdab-test", "zgw"}
+	want := []string{"digitaal-vlaanderen", "digitaal-vlaanderen-test", "geosecure", "geosecure-test", "mijnklantportaal", "mijnklantportaal-api-key", "oauth2",
+		"vdab-api-key", "vdab-api-key-test", "vdab-production", "vdab-test", "zgw"}
 	if !slices.Equal(Presets(), want) {
 		t.Fatalf("%v", Presets())
 	}
@@ -25,15 +29,54 @@ func TestPresets(t *testing.T) {
 				t.Errorf("%s: %s is %q from %q", name, v.Key, v.Value, v.Source)
 			}
 		}
-		for _, key := range []string{"grant", "requires", "headers", "prove", "secrets", "rotation.kind", "rotation.steps"} {
+		states := []string{"grant", "headers", "secrets", "rotation.kind", "rotation.steps"}
+		if name != "oauth2" {
+			states = append(states, "prove")
+			switch p.settings.Grant { //nolint:exhaustive // the presets have no other
+			case oidc.NoGrant:
+				states = append(states, "requires")
+			case oidc.ClientCredentials:
+				states = append(states, "token_endpoint", "client_auth", "leak_contacts")
+			case oidc.AuthorizationCode:
+				states = append(states, "token_endpoint", "client_auth", "authorization_endpoint")
+			}
+		}
+		if strings.HasPrefix(name, "vdab-") {
+			states = append(states, "requires", "key_rejected", "leak_contacts")
+		}
+		if p.settings.ClientAuth == oidc.PrivateKeyJWT {
+			states = append(states, "assertion.audience", "assertion.lifetime", "assertion.key_id")
+		}
+		for _, key := range states {
 			if !keys[key] {
 				t.Errorf("%s does not state %s", name, key)
 			}
 		}
-		if p.settings.Grant == "client_credentials" && name != "oauth2" {
-			if !keys["token_endpoint"] || !keys["client_auth"] || !keys["leak_contacts"] {
-				t.Errorf("%s does not say where and how to ask, and whom to tell of a leak", name)
+	}
+}
+
+// TestPairs holds each preset against that of the other environment: they
+// differ in hosts and names alone.
+func TestPairs(t *testing.T) {
+	for test, production := range map[string]string{"vdab-test": "vdab-production", "vdab-api-key-test": "vdab-api-key",
+		"digitaal-vlaanderen-test": "digitaal-vlaanderen", "geosecure-test": "geosecure"} {
+		a, err := readPreset(newReport(), test)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := readPreset(newReport(), production)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := strings.NewReplacer("op-derden-cbt.", "op-derden.", "authenticatie-ti.", "authenticatie.", "https://beta.oauth.", "https://oauth.", "openservices-test", "openservices")
+		text := func(values []Stated) (all []string) {
+			for _, v := range values {
+				all = append(all, same.Replace(fmt.Sprint(v.Key, " ", v.lines())))
 			}
+			return all
+		}
+		if x, y := text(append(a.Values, a.Notes...)), text(append(b.Values, b.Notes...)); !slices.Equal(x, y) {
+			t.Errorf("%s and %s differ:\n%s\n%s", test, production, strings.Join(x, "\n"), strings.Join(y, "\n"))
 		}
 	}
 }
@@ -46,7 +89,7 @@ func TestShow(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, want := range []string{"https://" + host + "/isam/sps/oauth/oauth20/token", "client_secret_post", "ict_iam@vdab.be", "security@vdab.be",
-			"X-IBM-Client-Id", "{api_key}", "Bearer {access_token}", "Toegang tot VDAB-api's, §4.3", "15m"} {
+			"X-IBM-Client-Id", "{api_key}", "Bearer {access_token}", "Toegang tot VDAB-api's, §4.3", "15m", "Invalid client id or secret"} {
 			if !strings.Contains(text.String(), want) || !strings.Contains(asJSON.String(), want) {
 				t.Errorf("%s does not show %s", name, want)
 			}

@@ -51,7 +51,7 @@ func newPatterns() *patterns {
 		secretPair:  re(`(?i)(` + secretNames + `["']?\s*[:=]\s*)("[^"]*"?|'[^']*'?|(?:[^\s,{}\[\]|>#"']|\{\w+\})(?:[^,{}\]#]|\{\w+\})*)`),
 		placeholder: re(`\{[A-Za-z0-9_]+\}`),
 		scheme:      re(`^[A-Za-z]{0,12}[ =:]?$`),
-		uuid:        re(`(?i)^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$`),
+		uuid:        re(`(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b`),
 		variable:    re(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`),
 		stand:       re(`\$\(([A-Za-z_][A-Za-z0-9_]*)\)`),
 		leadingKey:  re(`^([a-z0-9_]+)(?:: ?|\.)`),
@@ -66,7 +66,8 @@ func newPatterns() *patterns {
 // publicKey says whether values of key are that may be made at random and are no secrets, or paths.
 func publicKey(key string) bool {
 	switch key {
-	case "version", "audience", "audiences", "client_id", "tenant_id", "executable", "directory", "resource":
+	case "version", "audience", "audiences", "client_id", "tenant_id", "executable", "directory", "resource",
+		"issuer", "subject", "user_id": // of a JWT: names and client ids
 		return true
 	}
 	return strings.HasSuffix(key, "_file")
@@ -82,7 +83,7 @@ func (p *patterns) looksSecret(key, v string) string {
 	if publicKey(key) {
 		return ""
 	}
-	for _, w := range words(v) {
+	for _, w := range p.words(v) {
 		if p.random(w) {
 			return "a long random value"
 		}
@@ -90,10 +91,10 @@ func (p *patterns) looksSecret(key, v string) string {
 	return ""
 }
 
-// words cuts v where a secret would not go on. A path or URL is cut at each
-// slash, which base64 may hold.
-func words(v string) []string {
-	w := strings.FieldsFunc(v, func(r rune) bool { return !wordRune(r) })
+// words cuts v where a secret would not go on, and leaves UUIDs out, which name
+// things. A path or URL is cut at each slash, which base64 may hold.
+func (p *patterns) words(v string) []string {
+	w := strings.FieldsFunc(p.uuid.ReplaceAllString(v, " "), func(r rune) bool { return !wordRune(r) })
 	for _, x := range w {
 		if strings.Contains(x, "/") {
 			w = append(w, strings.Split(x, "/")...)
@@ -110,7 +111,7 @@ func wordRune(r rune) bool {
 // between lower case, upper case and digits far more often than words do.
 func (p *patterns) random(w string) bool {
 	w = strings.Trim(w, "=-_/")
-	if len(w) < 20 || p.uuid.MatchString(w) {
+	if len(w) < 20 {
 		return false
 	}
 	var lower, upper, digit, pairs, changes int
@@ -146,7 +147,7 @@ func (p *patterns) maskWords(text string) string {
 	for _, s := range p.shapes {
 		text = s.re.ReplaceAllStringFunc(text, stars)
 	}
-	for _, w := range words(text) {
+	for _, w := range p.words(text) {
 		if p.random(w) {
 			text = strings.ReplaceAll(text, w, stars(w))
 		}

@@ -6,13 +6,11 @@ import (
 	"maps"
 	"net/mail"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/outbound"
-	"credentialbroker/oidc"
 )
 
 // Rules of this file:
@@ -43,6 +41,7 @@ func (c *Config) validate(r *report, whole bool) {
 		k.client(name, &client)
 		c.Clients[name] = client
 	}
+	k.refreshSecrets()
 	k.owned("audit", c.Audit.Validate())
 	if c.Leak != nil {
 		k.leak(c.Leak)
@@ -122,7 +121,7 @@ func (k *checker) ownedOne(path string, err error) {
 	between, hint := ": ", ""
 	if k.re.leadingKey.MatchString(text) {
 		between = "."
-		if at == path && strings.HasPrefix(path, "clients.") && !strings.HasSuffix(text, "missing") {
+		if at == path && strings.HasPrefix(path, "clients.") && !strings.Contains(text, ": missing") {
 			hint = "the client does not set this key: its preset does"
 		}
 	}
@@ -189,82 +188,27 @@ func (k *checker) entry(path string, err error) {
 	k.always(at, message, "", "")
 }
 
+// reference checks that a provider is there.
+func (k *checker) reference(path, provider string) {
+	if _, ok := k.c.Providers[provider]; !ok && k.whole {
+		names := slices.Sorted(maps.Keys(k.c.Providers))
+		hint := didYouMean(provider, names)
+		if len(names) == 0 {
+			hint = "no provider is configured: add one under providers:"
+		}
+		k.always(path, "there is no provider "+quote(provider), list(names, "or"), hint)
+	}
+}
+
 func (k *checker) secret(path string, s Secret) {
 	if _, written := k.places[path]; !written || k.bad[path] {
 		return
 	}
-	if _, ok := k.c.Providers[s.Provider]; !ok && k.whole {
-		names := slices.Sorted(maps.Keys(k.c.Providers))
-		hint := didYouMean(s.Provider, names)
-		if len(names) == 0 {
-			hint = "no provider is configured: add one under providers:"
-		}
-		k.always(path+".provider", "there is no provider "+quote(s.Provider), list(names, "or"), hint)
-	}
+	k.reference(path+".provider", s.Provider)
 	k.when(len(s.Refs()) == 0, path, "the secret has no path", "", "as in secret: { provider: NAME, path: PATH }")
 	for name := range s.Fields {
 		k.when(!k.re.field.MatchString(name), path+".fields."+name, "no field can be called "+quote(name), "a letter, then letters, digits and _", "")
 	}
-}
-
-func (k *checker) settings(path string, c *Client) {
-	s := &c.Settings
-	if s.Grant != "" && s.Grant != "client_credentials" && !k.bad[path+".grant"] {
-		at := path + ".grant"
-		if _, own := k.places[at]; !own {
-			at = path + ".preset"
-		}
-		k.always(at, "the grant "+s.Grant+" is not available in this version", "client_credentials", "")
-		return
-	}
-	unreadable := func(f field) bool { return k.bad[join(path, f.name)] }
-	if c.Preset != "" && !k.bad[path+".preset"] && !slices.ContainsFunc(k.fieldsOf(reflect.TypeFor[oidc.Profile]()), unreadable) {
-		k.ownedOne(path, s.Profile.Validate())
-	}
-	headers := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
-		if text := s.Headers[name]; text != "" {
-			k.header(path+".headers."+name, name, text, s.Requires)
-			headers[name] = text
-		}
-	}
-	if s.Headers != nil {
-		s.Headers = headers
-	}
-	for i, f := range s.Requires {
-		k.when(!k.re.field.MatchString(f), fmt.Sprintf("%s.requires[%d]", path, i), "no field can be called "+quote(f), "a letter, then letters, digits and _", "")
-	}
-	for i, a := range s.LeakContacts {
-		k.address(fmt.Sprintf("%s.leak_contacts[%d]", path, i), a)
-	}
-}
-
-// header checks a template: it may hold the token and fields that every
-// version of the bundle has, and never what authenticates the client.
-func (k *checker) header(path, name, text string, fields []string) {
-	if k.judged[path] {
-		return
-	}
-	k.when(!k.re.header.MatchString(name), path, quote(name)+" is no name of a header", "letters, digits and - (RFC 9110 §5.1)", "")
-	k.when(strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }), path, "the header has characters that no header may have", "printable ASCII", "")
-	names := slices.DeleteFunc(append([]string{"access_token"}, fields...), hidden)
-	rest := k.re.placeholder.ReplaceAllStringFunc(text, func(m string) string {
-		f := strings.Trim(m, "{}")
-		switch {
-		case hidden(f):
-			k.always(path, fmt.Sprintf("the header %s may not hold %s: no application gets what authenticates the client", name, m), "", "")
-		case !slices.Contains(names, f):
-			k.always(path, fmt.Sprintf("the header %s has the unknown placeholder %s", name, m), "{"+strings.Join(names, "}, {")+"}",
-				orElse(didYouMean(f, names), "a field has to be listed in requires:"))
-		}
-		return ""
-	})
-	k.when(strings.ContainsAny(rest, "{}"), path, "the header has a brace without its partner", "{access_token} or {FIELD}", "")
-}
-
-// hidden fields authenticate the client.
-func hidden(field string) bool {
-	return slices.Contains([]string{"client_secret", "private_key", "refresh_token"}, field)
 }
 
 func (k *checker) address(path, a string) {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"credentialbroker/internal/access"
+	"credentialbroker/oidc"
 )
 
 // Warnings lists what works and may not be meant: names that this machine does
@@ -64,6 +65,23 @@ func (w *warner) client(name string, c Client, names access.Names) {
 			w.warn(c.entry(i), fmt.Sprintf("the client %s: allow entry %d matches %s", quote(name), i+1, who), "")
 		}
 	}
+	if (c.ClientAuth == oidc.SecretBasic || c.ClientAuth == oidc.SecretPost) && w.prefers(c.Preset) == oidc.PrivateKeyJWT {
+		w.warn(c.at, fmt.Sprintf("the client %s authenticates with %s, where its preset prefers private_key_jwt: the issuer, and whoever sees the request, learns the secret", quote(name), c.ClientAuth),
+			"broker presets show "+c.Preset+" says why; broker keys new "+name+" makes a key")
+	}
+	if c.Prove == "probe" && c.Probe.URL == "" && c.Rotation.Accept != "unproved" {
+		w.warn(c.at, fmt.Sprintf("the client %s: nothing can prove a new version of its secret, so each waits for broker rotate %s --accept", quote(name), name),
+			"set probe: { url: URL } to a request of the API that changes nothing")
+	}
+}
+
+// prefers is how clients of a preset authenticate by default.
+func (w *warner) prefers(preset string) oidc.ClientAuth {
+	p, err := readPreset(newReport(), preset)
+	if err != nil {
+		return "" // it is known: Load has read it
+	}
+	return p.settings.ClientAuth
 }
 
 // entry is where an allow entry stands.

@@ -133,32 +133,76 @@ func wipeMembers(m map[string]json.RawMessage) {
 	}
 }
 
-// token reads a successful answer (RFC 6749 §5.1).
-func (c *Client) token(ctx context.Context, a *answer, r Request) (Token, error) {
-	const page = "a firewall or proxy may have answered in the issuer's place, or token_endpoint is wrong"
+// object splits a successful answer, which has to be a JSON object. The caller
+// wipes the members.
+func (a *answer) object(endpoint string) (map[string]json.RawMessage, error) {
+	page := "a firewall or proxy may have answered in the issuer's place, or " + endpoint + " is wrong"
 	switch {
 	case a.truncated:
-		return Token{}, a.protocol("check token_endpoint", "the answer is larger than %d bytes", maxAnswer)
+		return nil, a.protocol("check "+endpoint, "the answer is larger than %d bytes", maxAnswer)
 	case len(bytes.TrimSpace(a.body)) == 0:
-		return Token{}, a.protocol(page, "the answer is empty")
+		return nil, a.protocol(page, "the answer is empty")
 	case !a.json():
-		return Token{}, a.protocol(page, "the answer is not JSON (HTTP 200, %s)", a.mediaType())
+		return nil, a.protocol(page, "the answer is not JSON (HTTP 200, %s)", a.mediaType())
 	}
 	m, err := a.members()
-	defer wipeMembers(m)
 	if err != nil {
-		return Token{}, a.protocol(page, "the answer claims to be JSON and is no JSON object")
+		wipeMembers(m)
+		return nil, a.protocol(page, "the answer claims to be JSON and is no JSON object")
 	}
 	if raw := m["error"]; raw != nil && string(raw) != "null" {
+		wipeMembers(m)
 		e := a.protocol("ask the issuer: RFC 6749 has such an answer with HTTP 400 or 401", "an error was answered with HTTP 200")
 		e.Code = a.errorCode()
-		return Token{}, e
+		return nil, e
 	}
+	return m, nil
+}
+
+// token reads a successful answer (RFC 6749 §5.1). The refresh token comes
+// with an error too: by then the issuer may have ended the old one.
+func (c *Client) token(ctx context.Context, a *answer, q *request) (Token, error) {
+	m, err := a.object(q.endpoint)
+	if err != nil {
+		return Token{}, err
+	}
+	defer wipeMembers(m)
+	refresh, err := a.refresh(m["refresh_token"], q)
+	if err != nil {
+		return Token{}, err
+	}
+	t, err := c.access(ctx, a, q, m)
+	t.Refresh = refresh
+	return t, err
+}
+
+// refresh reads the refresh token, if the grant has one: client_credentials
+// and assertions have none (RFC 6749 §4.4.3), and what is not kept is not taken.
+func (a *answer) refresh(raw json.RawMessage, q *request) (secret.Secret, error) {
+	if q.grant != grantRefresh && q.grant != grantCode || raw == nil || string(raw) == "null" || string(raw) == `""` {
+		return secret.Secret{}, nil
+	}
+	b, ok := text(raw)
+	if !ok || !printable(b, maxToken) {
+		clear(b)
+		return secret.Secret{}, a.protocol("", "the answer's refresh_token is no text of at most %d visible characters", maxToken)
+	}
+	return secret.New(b), nil
+}
+
+// access reads all but the refresh token.
+func (c *Client) access(ctx context.Context, a *answer, q *request, m map[string]json.RawMessage) (Token, error) {
 	t := Token{Type: "Bearer", Sent: a.sent, Skew: a.skew()}
-	if kind, ok := text(m["token_type"]); !ok || !strings.EqualFold(string(kind), "bearer") {
-		return Token{}, a.protocol("only bearer tokens can be handed out", "the answer's token_type is missing or is not bearer")
+	kind, ok := text(m["token_type"])
+	if m["token_type"] == nil || string(m["token_type"]) == "null" {
+		ok, kind = c.profile.TokenType == typeOptional, []byte(t.Type)
 	}
-	if t.Scope, t.Narrowed, err = granted(r.Scope, m["scope"]); err != nil {
+	if !ok || !strings.EqualFold(string(kind), t.Type) {
+		return Token{}, a.protocol("only bearer tokens can be handed out; token_type: optional takes an answer without one",
+			"the answer's token_type is missing or is not bearer")
+	}
+	var err error
+	if t.Scope, t.Narrowed, err = granted(q.scope, m["scope"]); err != nil {
 		return Token{}, a.protocol("", "the answer's scope is no list of scopes")
 	}
 	access, ok := text(m["access_token"])
@@ -166,11 +210,14 @@ func (c *Client) token(ctx context.Context, a *answer, r Request) (Token, error)
 	if !ok || !printable(access, maxToken) {
 		return Token{}, a.protocol("", "the answer holds no access_token that fits into a header")
 	}
-	claims, lives, err := c.inspect(ctx, a, access)
+	cl, lives, err := c.inspect(ctx, a, access)
 	if err != nil {
 		return Token{}, err
 	}
-	t.JTI = claims.jti
+	if t.Bound, err = c.bound(a, q, cl); err != nil {
+		return Token{}, err
+	}
+	t.JTI = cl.jti
 	t.Expires = t.Sent.Add(c.lifetime(m["expires_in"], lives))
 	hash := sha256.Sum256(access)
 	t.Fingerprint = base64.RawURLEncoding.EncodeToString(hash[:])
@@ -221,17 +268,30 @@ func granted(asked string, raw json.RawMessage) (scope string, narrowed bool, er
 	return strings.Join(have, " "), narrowed, nil
 }
 
-// skew compares the Date header with the time between sending and receiving:
-// a Date that falls in between, within its second, is no skew.
-func (a *answer) skew() time.Duration {
+// measured compares the Date header with the time between sending and
+// receiving: a Date that falls in between, within its second, is no skew.
+func (a *answer) measured() (ahead time.Duration, ok bool) {
 	date, err := http.ParseTime(a.header.Get("Date"))
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	if ahead := date.Sub(a.received.Wall); ahead > 0 {
-		return ahead
+		return ahead, true
 	}
-	return min(0, date.Add(time.Second).Sub(a.sent.Wall))
+	return min(0, date.Add(time.Second).Sub(a.sent.Wall)), true
+}
+
+// skew is what was measured, or 0.
+func (a *answer) skew() time.Duration {
+	ahead, _ := a.measured()
+	return ahead
+}
+
+// remember keeps how far the issuer's clock is ahead.
+func (c *Client) remember(a *answer) {
+	if ahead, ok := a.measured(); ok {
+		c.ahead.Store(&ahead)
+	}
 }
 
 // retryAfter reads the header of that name (RFC 9110 §10.2.3).

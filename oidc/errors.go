@@ -5,10 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"os"
-	"strings"
 	"syscall"
 	"time"
 
@@ -26,6 +24,9 @@ const (
 	// Refused: another refusal of RFC 6749 §5.2, or a bundle without the
 	// fields that a request needs, for which nothing is sent.
 	Refused Kind = "refused"
+	// InvalidGrant: the refresh token, code or assertion is refused (RFC 6749
+	// §5.2), and not the client: the person has to log in again.
+	InvalidGrant Kind = "invalid_grant"
 	// Protocol: an answer that is no token, or a token that fails its check.
 	Protocol Kind = "protocol"
 	// Throttled: too many requests (RFC 6585 §4).
@@ -34,7 +35,7 @@ const (
 	Unavailable Kind = "unavailable"
 )
 
-// An Error is what Mint returns. Message and Hint are shown to people: they
+// An Error is what a Client returns. Message and Hint are shown to people: they
 // hold no secret and no text of the issuer's answer beyond a known code.
 type Error struct {
 	Kind       Kind
@@ -130,73 +131,4 @@ func certificateProblem(err error) (what, hint string) {
 		return "the certificate is not valid", "see it with: openssl s_client -connect HOST:443"
 	}
 	return "", ""
-}
-
-// refusal classifies an answer whose status is not 200.
-func (a *answer) refusal() *Error {
-	code := a.errorCode()
-	e := &Error{Kind: Protocol, Code: code, Status: a.status, RetryAfter: a.retryAfter()}
-	say := func(k Kind, hint, format string, args ...any) *Error {
-		e.Kind, e.Hint = k, hint
-		e.Message = a.host + ": " + fmt.Sprintf(format, args...)
-		return e
-	}
-	rejected := a.status == 400 || a.status == 401
-	switch {
-	case a.status == 429:
-		return say(Throttled, "", "too many requests (HTTP 429)")
-	case a.status >= 500, a.status == 408, code == "server_error", code == "temporarily_unavailable":
-		return say(Unavailable, "", "the issuer cannot answer now (HTTP %d)", a.status)
-	case rejected && code == "invalid_client", a.status == 401 && code != "":
-		// 401 is for a client that was not authenticated (RFC 6749 §5.2),
-		// whatever the code beside it: Keycloak says unauthorized_client.
-		return say(InvalidClient, "check that client_id and client_secret are current and belong to this environment of the issuer",
-			"the issuer refuses the client's secret (%s, HTTP %d)", code, a.status)
-	case code != "" && code != "invalid_client" && (rejected || a.status == 403):
-		return say(Refused, refusedHint(code), "the issuer refuses the request (%s, HTTP %d)", code, a.status)
-	case a.status >= 300 && a.status < 400:
-		return say(Protocol, "redirects are not followed with a secret in hand; set token_endpoint to the address that answers",
-			"the token endpoint redirects elsewhere (HTTP %d)", a.status)
-	case a.status == 404, a.status == 405, a.status == 410:
-		return say(Protocol, "check token_endpoint", "there is no token endpoint at this address (HTTP %d)", a.status)
-	case a.status == 407:
-		return say(Protocol, "check proxy", "the proxy wants a login (HTTP 407)")
-	case !a.json():
-		return say(Protocol, "a firewall or proxy may have answered in the issuer's place; a secret is never judged by such a page",
-			"the answer is a page, not a token endpoint's (HTTP %d, %s)", a.status, a.mediaType())
-	}
-	return say(Protocol, "check token_endpoint", "the answer is none that RFC 6749 knows (HTTP %d)", a.status)
-}
-
-func refusedHint(code string) string {
-	switch code {
-	case "invalid_scope":
-		return "check scope, which the issuer may not have granted to this client"
-	case "invalid_target":
-		return "check audience and resource"
-	case "unauthorized_client", "unsupported_grant_type":
-		return "ask the issuer to allow the client_credentials grant for this client"
-	}
-	return "check the preset and params"
-}
-
-// errorCode gives the error code of a JSON answer, if it is a known one. An
-// unknown one is the issuer's free text and is dropped.
-func (a *answer) errorCode() string {
-	if !a.json() || a.truncated {
-		return ""
-	}
-	members, err := a.members()
-	defer wipeMembers(members)
-	if err != nil {
-		return ""
-	}
-	code, _ := text(members["error"])
-	switch string(code) {
-	case "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type", "invalid_scope", // RFC 6749 §5.2
-		"invalid_target",                          // RFC 8707 §2
-		"server_error", "temporarily_unavailable": // RFC 6749 §4.1.2.1, sent by token endpoints too
-		return strings.Clone(string(code))
-	}
-	return ""
 }

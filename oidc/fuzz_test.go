@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/secret"
 )
 
 func FuzzTokenAnswer(f *testing.F) {
@@ -42,6 +44,83 @@ func FuzzTokenAnswer(f *testing.F) {
 		}
 		if tok.JTI != "" && !printable([]byte(tok.JTI), maxJTI) || strings.ContainsAny(tok.Scope, "\r\n\x00\"\\") {
 			t.Errorf("jti %q, scope %q", tok.JTI, tok.Scope)
+		}
+	})
+}
+
+func FuzzMetadata(f *testing.F) {
+	f.Add("application/json", []byte(document(nil)))
+	f.Add("application/json", []byte(document(map[string]any{"issuer": op + "/", "mtls_endpoint_aliases": []int{1}, "jwks_uri": "http://127.0.0.1/"})))
+	f.Add("text/html", []byte("<html>"))
+	f.Add("application/json", []byte(`{"issuer":"https://op.example/tenant","token_endpoint":"https://user:password@x/#y","jwks_uri":"\ud800"}`))
+	f.Fuzz(func(t *testing.T, ctype string, body []byte) {
+		c := discover(t, Profile{}, reply{status: 200, ctype: ctype, body: string(body)}, clock.System{})
+		for _, name := range []string{tokenEndpoint, authorizationEndpoint, revocationEndpoint, introspectionEndpoint, keysEndpoint} {
+			for _, certificate := range []bool{false, true} {
+				u, err := c.find(t.Context(), name, certificate)
+				if err != nil {
+					var e *Error
+					if !errors.As(err, &e) || e.Kind != Protocol || e.Message == "" {
+						t.Fatalf("%#v", err)
+					}
+					continue
+				}
+				if u != nil && (u.Scheme != "https" || u.Host == "" || u.User != nil) {
+					t.Errorf("%s: %s", name, u)
+				}
+			}
+		}
+		if _, err := c.metadata.get(t.Context(), nil); err == nil {
+			var m map[string]any
+			if json.Unmarshal(body, &m) != nil || m["issuer"] != op {
+				t.Errorf("taken: %s", body)
+			}
+		}
+	})
+}
+
+func FuzzIntrospection(f *testing.F) {
+	f.Add([]byte(`{"active":true,"scope":"a b","exp":1700000000,"client_id":"x","token_type":"Bearer"}`))
+	f.Add([]byte(`{"active":false}`))
+	f.Add([]byte(`{"active":true,"exp":"9e999","scope":null}`))
+	f.Add([]byte(`{"active":true,"active":false}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		got, err := open(t, Profile{IntrospectionEndpoint: introspect}, reply{status: 200, body: string(body)}, clock.System{}).
+			Introspect(t.Context(), material(), secret.FromString("tok"))
+		switch {
+		case err != nil && (got != Introspection{} || KindOf(err) != Protocol):
+			t.Errorf("%+v, %v", got, err)
+		case !got.Active && (got != Introspection{}):
+			t.Errorf("%+v", got)
+		case strings.ContainsAny(got.Scope, "\r\n\x00\"\\") || got.Expires.Year() > 9999:
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+// A token of others is looked at without its key.
+func FuzzInspect(f *testing.F) {
+	for _, s := range []string{`{"iss":"x","exp":1,"iat":-1e308,"jti":"\n"}`, `{"cnf":{"x5t#S256":"` + strings.Repeat("x", 43) + `"},"exp":99999999999}`,
+		`{"cnf":{"x5t#S256":["x"]}}`, `{"cnf":"x"}`, `null`, ``} {
+		f.Add([]byte(b64(`{"alg":"none"}`) + "." + b64(s) + "."))
+	}
+	f.Add([]byte("opaque"))
+	f.Fuzz(func(t *testing.T, token []byte) {
+		r := clock.Reading{Boot: time.Hour, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+		a := &answer{host: "issuer.example", header: http.Header{}, sent: r, received: r}
+		for _, p := range []Profile{{}, checked(Profile{}), {CertificateBound: true}} {
+			c := open(t, p, reply{status: 200, body: jwks(t, listed()...)}, clock.System{})
+			cl, lives, err := c.inspect(t.Context(), a, token)
+			if err == nil && p.JWKSURI != "" && cl.jwt {
+				t.Fatalf("%s is signed by nobody", token)
+			}
+			if err == nil && (lives != 0 && lives < 1 || cl.jti != "" && !printable([]byte(cl.jti), maxJTI)) {
+				t.Errorf("lives %v, jti %q", lives, cl.jti)
+			}
+			bound, err := c.bound(a, &request{bound: pair().thumbprint}, cl)
+			if err == nil && bound != "" && bound != pair().thumbprint {
+				t.Errorf("bound to %q", bound)
+			}
 		}
 	})
 }

@@ -85,7 +85,7 @@ func TestNoKeysNoMint(t *testing.T) {
 		{"only unusable", reply{status: 200, body: jwks(t, listed()[1], jwk([]byte("symmetric symmetric symmetric 32"), "h", "HS256"))}, Protocol},
 		{"private", reply{status: 200, body: jwks(t, jwk(keysOnce().rsa, "r", ""))}, Protocol},
 		{"for encryption", reply{status: 200, body: jwks(t, jose.JSONWebKey{Key: &keysOnce().rsa.PublicKey, KeyID: "r", Use: "enc"})}, Protocol},
-		{"oversized", reply{status: 200, body: jwks(t, listed()...) + strings.Repeat(" ", maxJWKS)}, Protocol},
+		{"oversized", reply{status: 200, body: jwks(t, listed()...) + strings.Repeat(" ", maxDocument)}, Protocol},
 	} {
 		s := &server{token: func() string { return "x" }, jwks: func() reply { return c.r }}
 		_, err := mint(t, checked(Profile{}), s, Request{})
@@ -156,7 +156,7 @@ func TestHangingKeys(t *testing.T) {
 		hang = true
 		time.Sleep(2 * time.Hour)
 		start := time.Now()
-		if _, err := c.Mint(t.Context(), material(), Request{}); err != nil || time.Since(start) != jwksTimeout {
+		if _, err := c.Mint(t.Context(), material(), Request{}); err != nil || time.Since(start) != cacheTimeout {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 		fresh := open(t, checked(Profile{}), rt, clock.NewBubble())

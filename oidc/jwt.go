@@ -3,6 +3,7 @@ package oidc
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -13,21 +14,26 @@ import (
 )
 
 const (
-	maxSkew = time.Minute     // how much of the measured skew is allowed for
-	grace   = 2 * time.Second // times in a JWT and in Date are whole seconds
+	maxSkew = 15 * time.Minute // how much of the measured skew is allowed for: TLS vouches for it
+	grace   = 2 * time.Second  // times in a JWT and in Date are whole seconds
 )
+
+// unreadable is a thumbprint that is none.
+const unreadable = "?"
 
 // claims are the few members of a JWT that are looked at (RFC 7519 §4.1).
 // Times are seconds since 1970; 0 means absent.
 type claims struct {
+	jwt           bool // else the token is opaque
 	iss, jti      string
 	exp, iat, nbf float64
+	bound         string // cnf's x5t#S256 (RFC 8705 §3.1); unreadable if it is no such thing
 }
 
 // inspect looks at an access token. One that is no JWT says nothing. The
-// claims of one that is are believed as far as they shorten its life or name it
-// in records; where the issuer's keys are configured, it is checked as a whole.
-// lives is the token's lifetime in seconds, 0 if it does not say.
+// claims of one that is are believed as far as they shorten its life, name it
+// in records or bind it; where the issuer's keys are known, it is checked as a
+// whole. lives is the token's lifetime in seconds, 0 if it does not say.
 func (c *Client) inspect(ctx context.Context, a *answer, token []byte) (cl claims, lives float64, err error) {
 	payload, ok := jwtPayload(token)
 	if !ok {
@@ -35,10 +41,8 @@ func (c *Client) inspect(ctx context.Context, a *answer, token []byte) (cl claim
 	}
 	cl = parseClaims(payload)
 	clear(payload)
-	if c.keys != nil {
-		if err := c.verify(ctx, a, token, cl); err != nil {
-			return claims{}, 0, err
-		}
+	if err := c.verify(ctx, a, token, cl); err != nil {
+		return claims{}, 0, err
 	}
 	if cl.exp == 0 {
 		return cl, 0, nil
@@ -51,6 +55,25 @@ func (c *Client) inspect(ctx context.Context, a *answer, token []byte) (cl claim
 		return claims{}, 0, a.protocol(a.clockHint(), "the token ends before it starts")
 	}
 	return cl, lives, nil
+}
+
+// bound says which certificate the token is bound to. One that is bound to
+// another than was presented could not be used (RFC 8705 §3); of an opaque one
+// the issuer's word is taken.
+func (c *Client) bound(a *answer, q *request, cl claims) (string, error) {
+	switch {
+	case cl.bound == unreadable, cl.bound != "" && q.bound != "" && cl.bound != q.bound:
+		return "", a.protocol("ask the issuer: a proxy between it and this machine may present a certificate of its own",
+			"the token is bound to another certificate than the client's")
+	case cl.bound != "":
+		return cl.bound, nil
+	case q.bound == "" || !c.profile.CertificateBound:
+		return "", nil
+	case cl.jwt:
+		return "", a.protocol("ask the issuer to bind this client's tokens (RFC 8705), or remove certificate_bound_access_tokens",
+			"the token is not bound to the client's certificate")
+	}
+	return q.bound, nil
 }
 
 // jwtPayload says whether token is a JWS in compact form (RFC 7515 §7.1) and
@@ -71,10 +94,11 @@ func jwtPayload(token []byte) ([]byte, bool) {
 	return payload, true
 }
 
-func parseClaims(payload []byte) (cl claims) {
+func parseClaims(payload []byte) claims {
+	cl := claims{jwt: true}
 	var m map[string]json.RawMessage
 	if json.Unmarshal(payload, &m) != nil {
-		return claims{}
+		return cl
 	}
 	iss, _ := text(m["iss"])
 	cl.iss = string(iss)
@@ -84,32 +108,46 @@ func parseClaims(payload []byte) (cl claims) {
 	cl.exp, _ = number(m["exp"])
 	cl.iat, _ = number(m["iat"])
 	cl.nbf, _ = number(m["nbf"])
+	var cnf map[string]json.RawMessage
+	_ = json.Unmarshal(m["cnf"], &cnf) // what is no object confirms nothing
+	if raw := cnf["x5t#S256"]; raw != nil {
+		cl.bound = unreadable
+		if b, ok := text(raw); ok && len(b) == base64.RawURLEncoding.EncodedLen(sha256.Size) && printable(b, len(b)) {
+			cl.bound = string(b)
+		}
+	}
 	return cl
 }
 
-// verify checks signature, iss, exp and nbf (RFC 9068 §4, RFC 8725 §3).
+// verify checks signature, iss, exp and nbf (RFC 9068 §4, RFC 8725 §3), where
+// the issuer's keys are known.
 func (c *Client) verify(ctx context.Context, a *answer, token []byte, cl claims) error {
-	// The object holds strings into token, so it must not outlive this call.
-	jws, err := jose.ParseSignedCompact(view(token), c.keys.algorithms)
-	if err != nil {
-		return a.protocol("the broker takes "+algorithmNames(c.keys.algorithms),
-			"the token is a JWT that is not signed with an allowed algorithm")
+	if c.keys == nil {
+		return nil
 	}
-	header := jws.Signatures[0].Header
-	keys, err := c.keys.get(ctx, header.KeyID)
+	// The object holds strings into token, so it must not outlive this call.
+	jws, parseErr := jose.ParseSignedCompact(view(token), c.algorithms)
+	found, signed := false, false
+	keys, err := c.keys.get(ctx, func(list []jose.JSONWebKey) bool {
+		if parseErr == nil {
+			found, signed = signer(jws, list)
+		}
+		return parseErr != nil || found && signed
+	})
 	if err != nil {
 		return err
 	}
-	found, signed := false, false
-	for _, k := range keys {
-		if header.KeyID != "" && k.KeyID != "" && k.KeyID != header.KeyID || k.Algorithm != "" && k.Algorithm != header.Algorithm {
-			continue
-		}
-		found = true
-		if _, err := jws.Verify(k.Key); err == nil {
-			signed = true
-			break
-		}
+	if keys == nil {
+		return nil // the metadata name no jwks_uri
+	}
+	if parseErr != nil {
+		return a.protocol("the broker takes "+algorithmNames(c.algorithms), "the token is a JWT that is not signed with an allowed algorithm")
+	}
+	if critical(jws) {
+		return a.protocol("ask the issuer for tokens without crit and b64", "the token's header has a critical extension")
+	}
+	if !signed {
+		found, signed = signer(jws, keys)
 	}
 	switch {
 	case !found:
@@ -129,6 +167,29 @@ func (c *Client) verify(ctx context.Context, a *answer, token []byte, cl claims)
 		return a.protocol(a.clockHint(), "the token is not valid yet")
 	}
 	return nil
+}
+
+// signer says whether the token may be signed by one of keys, and whether it
+// is.
+func signer(jws *jose.JSONWebSignature, keys []jose.JSONWebKey) (found, signed bool) {
+	header := jws.Signatures[0].Header
+	for _, k := range keys {
+		if header.KeyID != "" && k.KeyID != "" && k.KeyID != header.KeyID || k.Algorithm != "" && k.Algorithm != header.Algorithm {
+			continue
+		}
+		found = true
+		if _, err := jws.Verify(k.Key); err == nil {
+			return true, true
+		}
+	}
+	return found, false
+}
+
+// critical says whether the header changes how the token is to be read: no
+// such extension is known to all consumers (RFC 7515 §4.1.11, RFC 7797 §7).
+func critical(jws *jose.JSONWebSignature) bool {
+	h := jws.Signatures[0].Protected.ExtraHeaders
+	return h["crit"] != nil || h["b64"] != nil
 }
 
 func (a *answer) clockHint() string {

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 	"credentialbroker/internal/outbound"
@@ -162,4 +164,29 @@ func TestAnswerBeforeTheRequestIsWritten(t *testing.T) {
 	}
 	_ = l.Close()
 	<-done
+}
+
+// The certificate is presented in the token request alone, on a real
+// connection, and the token is bound to it.
+func TestRealClientCertificate(t *testing.T) {
+	var presented atomic.Int32
+	srv, ca := tlsServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.Method == http.MethodGet {
+			if len(r.TLS.PeerCertificates) != 0 {
+				t.Error("public keys were fetched with the client's certificate")
+			}
+			_, _ = io.WriteString(w, jwks(t, listed()...))
+			return
+		}
+		if len(r.TLS.PeerCertificates) == 1 {
+			presented.Add(1)
+		}
+		_, _ = io.WriteString(w, strings.Replace(good, `"tok"`, `"`+signJWT(t, jose.ES256, keysOnce().ec, "e", claimsNow(map[string]any{"cnf": map[string]string{"x5t#S256": pair().thumbprint}}))+`"`, 1))
+	}), func(c *tls.Config) { c.ClientAuth = tls.RequestClientCert })
+	p := Profile{TokenEndpoint: srv.URL, Issuer: iss, JWKSURI: srv.URL, ClientAuth: SelfSignedTLS, Config: outbound.Config{CAFile: ca}}
+	tok, err := open(t, p, nil, clock.System{}).Mint(t.Context(), everything(), Request{})
+	if err != nil || tok.Bound != pair().thumbprint || presented.Load() != 1 {
+		t.Errorf("bound to %q, %v, presented %d times", tok.Bound, err, presented.Load())
+	}
 }

@@ -32,9 +32,10 @@ type Ledger struct {
 	recording sync.Mutex // orders writes; held over them
 	written   []byte
 
-	mu    sync.Mutex
-	d     entries
-	works versionID // has authenticated in this process
+	mu     sync.Mutex
+	d      entries
+	works  versionID         // has authenticated in this process
+	logins map[string]*login // by place
 }
 
 // A versionID names a version and the place that it is in: another secrets
@@ -53,6 +54,9 @@ type entries struct {
 	// Intent is an attempt whose outcome is not known yet. Found at start, it
 	// counts as a failure, not as a refusal.
 	Intent *intent `json:"intent,omitempty"`
+	// Interrupted is the refresh token in whose use the process died. It is
+	// tried once more.
+	Interrupted versionID `json:"interrupted,omitempty"`
 }
 
 type refusal struct {
@@ -63,6 +67,7 @@ type refusal struct {
 type intent struct {
 	Version versionID `json:"version"`
 	At      time.Time `json:"at"`
+	Login   bool      `json:"login,omitempty"` // Version is a refresh token's
 }
 
 const (
@@ -73,7 +78,7 @@ const (
 
 // OpenLedger reads the state file of a client in dir, which must exist.
 func OpenLedger(dir, client string) (*Ledger, error) {
-	l := &Ledger{file: filepath.Join(dir, client+".json"), minting: newTurn(), d: entries{Format: ledgerFormat}}
+	l := &Ledger{file: filepath.Join(dir, client+".json"), minting: newTurn(), d: entries{Format: ledgerFormat}, logins: map[string]*login{}}
 	data, err := os.ReadFile(l.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -88,10 +93,30 @@ func OpenLedger(dir, client string) (*Ledger, error) {
 		return nil, fmt.Errorf("state file %s has format %d, this version knows %d: install the version that wrote it", l.file, l.d.Format, ledgerFormat)
 	}
 	if l.d.Intent != nil {
-		l.d.Failures = append(l.d.Failures, *l.d.Intent)
-		l.d.Intent = nil
+		l.d.interrupted(*l.d.Intent)
 	}
 	return l, nil
+}
+
+// interrupted settles an attempt in which the process died. A refresh token
+// may have been replaced by an answer that nobody got: it is tried once more.
+func (d *entries) interrupted(i intent) {
+	d.Intent = nil
+	d.Failures = append(d.Failures, i)
+	switch {
+	case !i.Login:
+	case d.Interrupted != i.Version:
+		d.Interrupted = i.Version
+	default:
+		d.refuse(i.Version, i.At, "interrupted")
+	}
+}
+
+func (d *entries) refuse(v versionID, at time.Time, code string) {
+	if d.Refused == nil {
+		d.Refused = map[versionID]refusal{}
+	}
+	d.Refused[v] = refusal{at, code}
 }
 
 // change changes the entries and makes them durable. A write that failed is
@@ -107,7 +132,7 @@ func (l *Ledger) change(f func(*entries)) error {
 	if err != nil || bytes.Equal(data, l.written) || l.written == nil && string(data) == `{"format":1}` {
 		return err
 	}
-	if err := l.write(data); err != nil {
+	if err := replace(l.file, data); err != nil {
 		return err
 	}
 	l.written = data
@@ -149,7 +174,21 @@ func (l *Ledger) exhausted(now time.Time, limit int, v versionID) time.Time {
 }
 
 func (l *Ledger) intend(v versionID, now time.Time) error {
-	return l.change(func(d *entries) { d.Intent = &intent{v, now} })
+	return l.change(func(d *entries) { d.Intent = &intent{Version: v, At: now} })
+}
+
+// intendLogin is for the use of a refresh token.
+func (l *Ledger) intendLogin(v versionID, now time.Time) error {
+	return l.change(func(d *entries) { d.Intent = &intent{Version: v, At: now, Login: true} })
+}
+
+// loginFailed is for a refresh token that the issuer has refused: the client's
+// authentication is not in doubt.
+func (l *Ledger) loginFailed(v versionID, now time.Time, code string) error {
+	return l.change(func(d *entries) {
+		d.Intent, d.Interrupted = nil, ""
+		d.refuse(v, now, code)
+	})
 }
 
 func (l *Ledger) succeeded(v versionID) error {
@@ -157,7 +196,7 @@ func (l *Ledger) succeeded(v versionID) error {
 	l.works = v
 	l.mu.Unlock()
 	return l.change(func(d *entries) {
-		d.Intent, d.Proved = nil, v
+		d.Intent, d.Interrupted, d.Proved = nil, "", v
 		delete(d.Refused, v)
 	})
 }
@@ -173,14 +212,11 @@ func (l *Ledger) failed(v versionID, now time.Time, code string) error {
 	l.mu.Unlock()
 	return l.change(func(d *entries) {
 		d.Intent = nil
-		d.Failures = append(d.Failures, intent{v, now})
+		d.Failures = append(d.Failures, intent{Version: v, At: now})
 		if d.Proved == v {
 			d.Proved = ""
 		}
-		if d.Refused == nil {
-			d.Refused = map[versionID]refusal{}
-		}
-		d.Refused[v] = refusal{now, code}
+		d.refuse(v, now, code)
 	})
 }
 
@@ -216,28 +252,4 @@ func (d *entries) trim() {
 		})
 		delete(d.Refused, oldest)
 	}
-}
-
-// write replaces the file so that either the old or the new one survives a
-// power loss.
-func (l *Ledger) write(data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(l.file), ".ledger-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), l.file)
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(l.file))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

@@ -29,6 +29,7 @@ const (
 	Unavailable     Kind = "unavailable"      // the issuer does not answer, or asks to wait
 	NoBundle        Kind = "no_bundle"        // the secrets manager has given nothing usable yet
 	StateUnwritable Kind = "state_unwritable" // the attempt could not be recorded first
+	LoginRequired   Kind = "login_required"   // a person has to log in: the refresh token is missing or ended
 )
 
 // An Error is why there is no token. Detail says what to do; RetryAfter is
@@ -70,6 +71,25 @@ func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	}
 	t, err = c.mint(ctx, live, r)
 	return Minted{t, live}, err
+}
+
+// Sign makes a JWT for one user, where the broker is the issuer. Errors are as
+// of Mint.
+func (c *Credential) Sign(ctx context.Context, u oidc.User) (Minted, error) {
+	live, err := c.loaded(ctx)
+	if err != nil {
+		return Minted{}, err
+	}
+	t, err := c.sign(live, u)
+	return Minted{t, live}, err
+}
+
+func (c *Credential) sign(live *Live, u oidc.User) (oidc.Token, error) {
+	t, err := c.deps.Issuer.Sign(oidc.Material(live.Fields), u)
+	if err != nil {
+		return oidc.Token{}, &Error{Kind: RequestRefused, Detail: err.Error(), Err: err}
+	}
+	return t, nil
 }
 
 // Bundle gives the current bundle, for those who need no token. Errors are as
@@ -128,6 +148,16 @@ func (c *Credential) mint(ctx context.Context, live *Live, r oidc.Request) (oidc
 // refused version, not beyond the budget, not before the backoff is over. The
 // caller has the minting turn.
 func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (oidc.Token, error) {
+	switch {
+	case c.deps.Issuer.Local():
+		t, err := c.sign(live, oidc.User{})
+		if err == nil {
+			c.minted(live, r, t)
+		}
+		return t, err
+	case c.login != nil:
+		return c.refresh(ctx, live, r)
+	}
 	now := c.deps.Clock.Now()
 	if refused := c.allowed(now, live); refused != nil {
 		return oidc.Token{}, refused
@@ -145,14 +175,7 @@ func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (o
 	c.deps.Uses.Add(1)
 	now = c.deps.Clock.Now()
 	if err == nil {
-		c.mu.Lock()
-		c.issuer = trouble{}
-		c.mu.Unlock()
-		// If this cannot be written, the intent stays on disk: that costs a
-		// part of the budget after a restart, and no token now.
-		_ = c.recorded(c.ledger.succeeded(live.id))
-		c.deps.Audit.Note(audit.Event{Type: audit.TokenMinted, Client: c.cfg.Client, Version: string(live.Version), Fingerprint: t.Fingerprint,
-			JTI: t.JTI, Scope: t.Scope, Audience: r.Audience, Expires: t.Expires.Wall})
+		c.succeeded(live, r, t)
 		return t, nil
 	}
 	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
@@ -161,6 +184,29 @@ func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (o
 		return oidc.Token{}, ctx.Err()
 	}
 	return oidc.Token{}, c.failed(now, live, r, err)
+}
+
+// succeeded notes that live has authenticated.
+func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
+	c.mu.Lock()
+	c.issuer = trouble{}
+	c.mu.Unlock()
+	// If this cannot be written, the intent stays on disk: that costs a part of
+	// the budget after a restart, and no token now.
+	_ = c.recorded(c.ledger.succeeded(live.id))
+	c.minted(live, r, t)
+}
+
+func (c *Credential) minted(live *Live, r oidc.Request, t oidc.Token) {
+	e := audit.Event{Type: audit.TokenMinted, Client: c.cfg.Client, Version: string(live.Version), Fingerprint: t.Fingerprint,
+		JTI: t.JTI, Scope: t.Scope, Audience: r.Audience + r.Resource, Expires: t.Expires.Wall}
+	if t.Narrowed {
+		e.Code, e.Detail = "narrowed", map[string]string{"asked": r.Scope}
+	}
+	if c.login != nil {
+		e.Detail = map[string]string{"login": fmt.Sprint(c.login.gen)}
+	}
+	c.deps.Audit.Note(e)
 }
 
 // allowed says why no attempt may be made now.
@@ -204,7 +250,8 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 	if !errors.As(err, &e) {
 		e = &oidc.Error{Kind: oidc.Unavailable, Message: "the issuer did not answer", Err: err}
 	}
-	if e.Kind == oidc.InvalidClient {
+	// A refused grant is an assertion's (RFC 7523 §3.1): the key is not taken.
+	if e.Kind == oidc.InvalidClient || e.Kind == oidc.InvalidGrant {
 		if err := c.recorded(c.ledger.failed(live.id, now.Wall, e.Code)); err != nil {
 			return err
 		}

@@ -13,6 +13,13 @@
 // issuer does not answer stays one. A refused version is remembered on disk
 // and not tried again until the manager has another or an administrator says
 // so. Whatever happens to a candidate, the current bundle serves on.
+//
+// A client that a person logs in (authorization_code) has a refresh token
+// beside its bundle, with a life of its own:
+//
+//	issuer's answer ──> sealed and synced here ──> in the secrets manager ──> used
+//
+// The newest generation counts, wherever it is; see login.go.
 package rotation
 
 import (
@@ -23,8 +30,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,10 +48,12 @@ type Credential struct {
 	deps Deps
 
 	ledger   *Ledger
+	login    *login // nil: the client needs none
 	place    string // what is in front of a version in the ledger
 	current  atomic.Pointer[Live]
 	checking turn // reading from the secrets manager
 	wake     chan struct{}
+	replan   chan struct{} // the time of the next look has changed
 
 	mu        sync.Mutex // the fields below; never held over I/O
 	candidate *candidate
@@ -54,6 +61,7 @@ type Credential struct {
 	issuer    trouble
 	state     trouble // of the state directory
 	checked   clock.Reading
+	probed    probed
 }
 
 // Config says what the credential is and how it is kept.
@@ -66,6 +74,8 @@ type Config struct {
 	Prove Prove
 	// AcceptUnproved installs what cannot be proved (ProveNone).
 	AcceptUnproved bool
+	// Refresh is where the client's refresh token is. Nil: it needs none.
+	Refresh *Refresh
 	// Default is the token request that proves a bundle.
 	Default oidc.Request
 	// Poll is the time between looks at the secrets manager. Zero: 5 minutes.
@@ -83,19 +93,25 @@ type Prove string
 
 // The ways. A profile states the one that its issuer allows.
 const (
-	ProveMint Prove = "mint" // get a token with it
-	ProveNone Prove = "none" // it cannot be proved: an administrator accepts it
+	ProveMint    Prove = "mint"    // get a token with it
+	ProveRefresh Prove = "refresh" // the same, with the refresh token
+	ProveProbe   Prove = "probe"   // a harmless request to the API, with what it needs
+	ProveNone    Prove = "none"    // it cannot be proved: an administrator accepts it
 )
 
 // Deps are what a Credential works with.
 type Deps struct {
 	Provider     providers.Provider
 	ProviderName string
-	Issuer       *oidc.Client // nil: an API key needs no issuer
-	IssuerName   string       // tells issuers apart in the ledger: the token endpoint
-	Audit        *audit.Log
-	Clock        clock.Clock
-	Ledger       *Ledger // the client's, whatever its configuration
+	// RefreshProvider holds Config.Refresh, and can write it.
+	RefreshProvider providers.Provider
+	// Prober asks the API. Nil: it cannot be asked.
+	Prober     Prober
+	Issuer     *oidc.Client // nil: an API key needs no issuer
+	IssuerName string       // tells issuers apart in the ledger: the token endpoint
+	Audit      *audit.Log
+	Clock      clock.Clock
+	Ledger     *Ledger // the client's, whatever its configuration
 	// Uses counts reads of secrets and their uses at issuers, before and after
 	// each: whoever cleans memory up looks whether it has changed.
 	Uses *atomic.Uint64
@@ -146,19 +162,30 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	if cfg.Prove == "" {
 		cfg.Prove = ProveMint
 	}
-	if deps.Issuer == nil {
-		cfg.Prove = ProveNone
-	}
-	if cfg.Prove != ProveMint && cfg.Prove != ProveNone {
-		return nil, fmt.Errorf("prove: %s is not available in this version: mint or none", cfg.Prove)
+	switch cfg.Prove {
+	case ProveMint, ProveRefresh:
+		if deps.Issuer == nil || deps.Issuer.Local() { // whom nobody contradicts
+			cfg.Prove = ProveNone
+		}
+	case ProveProbe:
+		if deps.Prober == nil {
+			cfg.Prove = ProveNone
+		}
+	case ProveNone:
+	default:
+		return nil, fmt.Errorf("prove: %q is not known: mint, refresh, probe or none", cfg.Prove)
 	}
 	place, err := json.Marshal([]any{deps.IssuerName, deps.ProviderName, cfg.Spec})
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(place)
-	return &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
-		checking: newTurn(), wake: make(chan struct{}, 1)}, nil
+	c := &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
+		checking: newTurn(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1)}
+	if cfg.Refresh != nil {
+		c.login = deps.Ledger.loginOf(cfg.Client, *cfg.Refresh)
+	}
+	return c, nil
 }
 
 // id is a version's name in the ledger.
@@ -175,9 +202,11 @@ func (c *Credential) Current() *Live { return c.current.Load() }
 func (c *Credential) Adopt(l *Live) { c.current.CompareAndSwap(nil, l) }
 
 // Wake makes Run look at the secrets manager now.
-func (c *Credential) Wake() {
+func (c *Credential) Wake() { signal(c.wake) }
+
+func signal(c chan struct{}) {
 	select {
-	case c.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -191,6 +220,10 @@ func (c *Credential) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		case <-c.replan:
+			timer.Stop()
+			wait = c.next()
+			continue
 		case <-c.wake:
 			timer.Stop()
 		case <-timer.C:
@@ -219,6 +252,9 @@ func (c *Credential) next() time.Duration {
 	if c.candidate != nil && !c.candidate.next.IsZero() {
 		wait = min(wait, max(0, c.candidate.next.Until(now)))
 	}
+	if c.login != nil && c.login.status.Load().Pending {
+		wait = min(wait, jitter(longestWait))
+	}
 	return max(wait, shortestWait)
 }
 
@@ -227,8 +263,9 @@ func jitter(d time.Duration) time.Duration {
 	return d - d/10 + rand.N(d/5+1) // #nosec G404 -- spreads load, guards nothing
 }
 
-// Check makes one round: read, settle, prove, install. A new version that is
-// not installed is no error; what the secrets manager says is.
+// Check makes one round: read, settle, prove, install, and see to the refresh
+// token. A new version that is not installed is no error; what the secrets
+// manager says is.
 func (c *Credential) Check(ctx context.Context) error {
 	if err := c.checking.take(ctx); err != nil {
 		return err
@@ -236,10 +273,13 @@ func (c *Credential) Check(ctx context.Context) error {
 	defer c.checking.give()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if err := c.read(ctx); err != nil {
-		return err
+	err := c.read(ctx)
+	if err == nil {
+		err = c.advance(ctx)
 	}
-	return c.advance(ctx)
+	c.settleLogin(ctx)
+	c.probeOnce(ctx)
+	return err
 }
 
 // read asks the secrets manager for a version other than the one in hand.
@@ -298,134 +338,6 @@ func (c *Credential) readFailed(now clock.Reading, err error) {
 	if !again {
 		c.note(audit.ProviderFailed, "", string(kind), map[string]string{"error": err.Error()})
 	}
-}
-
-// advance takes the candidate as far as it goes now.
-func (c *Credential) advance(ctx context.Context) error {
-	c.mu.Lock()
-	cand := c.candidate
-	c.mu.Unlock()
-	if cand == nil {
-		return nil
-	}
-	live, now := c.current.Load(), c.deps.Clock.Now()
-	lacking := c.lacking(cand.bundle, live)
-	switch {
-	case lacking != "":
-		if c.hold(cand, lacking, clock.Reading{}) {
-			c.note(audit.BundleRefused, cand.bundle.Version, "incomplete", map[string]string{"alarm": lacking})
-		}
-	case live == nil: // even a refused one: whoever asks is told so
-		c.install(cand, nil)
-	case c.refused(c.id(cand.bundle.Version)):
-		c.hold(cand, "the issuer refused it: store another version, or run broker retry "+c.cfg.Client, clock.Reading{})
-	case now.Sub(cand.ready) < 0:
-		c.hold(cand, "its parts have to settle", cand.ready)
-	case c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved:
-		c.hold(cand, "it cannot be proved: broker rotate --accept "+c.cfg.Client+" installs it", clock.Reading{})
-	case c.cfg.Prove == ProveNone:
-		c.install(cand, nil)
-	default:
-		return c.prove(ctx, cand)
-	}
-	return nil
-}
-
-// prove gets a token with the candidate; success installs both.
-func (c *Credential) prove(ctx context.Context, cand *candidate) error {
-	if err := c.ledger.minting.take(ctx); err != nil {
-		return err
-	}
-	defer c.ledger.minting.give()
-	b := cand.bundle
-	token, err := c.attempt(ctx, &Live{Version: b.Version, Fields: b.Fields, id: c.id(b.Version)}, c.cfg.Default)
-	if err == nil {
-		c.install(cand, &token)
-		return nil
-	}
-	var next clock.Reading
-	var e *Error
-	if errors.As(err, &e) && e.RetryAfter > 0 {
-		next = c.deps.Clock.Now().Add(e.RetryAfter)
-	}
-	c.hold(cand, "not proved: "+err.Error(), next)
-	return nil
-}
-
-// hold says why the candidate is not installed, and when to try again. It says
-// whether the reason is a new one.
-func (c *Credential) hold(cand *candidate, why string, next clock.Reading) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	changed := cand.why != why
-	cand.why, cand.next = why, next
-	return changed
-}
-
-// lacking says in words what a bundle does not have: required fields, or
-// fields that its predecessor had ("kv put" replaces all of them).
-func (c *Credential) lacking(b providers.Bundle, live *Live) string {
-	var missing []string
-	for _, name := range c.cfg.Required {
-		if b.Fields[name].Empty() {
-			missing = append(missing, name)
-		}
-	}
-	if live != nil {
-		for name := range live.Fields {
-			if _, ok := b.Fields[name]; !ok && !slices.Contains(missing, name) {
-				missing = append(missing, name)
-			}
-		}
-	}
-	if len(missing) == 0 {
-		return ""
-	}
-	slices.Sort(missing)
-	return "it lacks " + strings.Join(missing, ", ") + "; store a version with all fields"
-}
-
-func (c *Credential) install(cand *candidate, proof *oidc.Token) {
-	b := cand.bundle
-	c.mu.Lock()
-	c.candidate = nil
-	c.mu.Unlock()
-	c.current.Store(&Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
-		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)})
-	// What was current is wiped when the last token minted with it is gone:
-	// its holders keep it alive, the collector ends it.
-	how := "unproved"
-	if proof != nil {
-		how = "proved"
-	}
-	c.note(audit.BundleInstalled, b.Version, how, nil)
-}
-
-// Accept looks for a new version and installs it without proof, on an
-// administrator's word. If there is one that cannot be installed even so, why
-// says it in words.
-func (c *Credential) Accept(ctx context.Context) (installed bool, why string, err error) {
-	if err := c.Check(ctx); err != nil {
-		return false, "", err
-	}
-	if err := c.checking.take(ctx); err != nil {
-		return false, "", err
-	}
-	defer c.checking.give()
-	c.mu.Lock()
-	cand := c.candidate
-	c.mu.Unlock()
-	if cand == nil {
-		return false, "", nil
-	}
-	if why = c.lacking(cand.bundle, c.current.Load()); why != "" {
-		return false, why, nil
-	}
-	if c.refused(c.id(cand.bundle.Version)) || c.deps.Clock.Now().Sub(cand.ready) < 0 {
-		return false, cand.why, nil
-	}
-	c.install(cand, nil)
-	return true, "", nil
 }
 
 func (c *Credential) note(t audit.Type, v providers.Version, code string, detail map[string]string) {

@@ -372,7 +372,7 @@ func TestBudget(t *testing.T) {
 	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	at := func(minutes ...int) (list []intent) {
 		for _, m := range minutes {
-			list = append(list, intent{"bad", now.Add(time.Duration(m) * time.Minute)})
+			list = append(list, intent{Version: "bad", At: now.Add(time.Duration(m) * time.Minute)})
 		}
 		return list
 	}

@@ -20,6 +20,10 @@ type Status struct {
 
 	Refused []providers.Version
 
+	Login    *LoginStatus // nil: the client needs none
+	Probed   time.Time    // when the API last took what serves; zero: never
+	ProbeErr error        // why it last did not; nil: it did, or was not asked
+
 	Checked  time.Time // last good answer of the secrets manager
 	Provider Trouble   // of reading from it
 	Issuer   Trouble   // of getting tokens; its error is an *Error
@@ -52,6 +56,14 @@ func (c *Credential) Status() Status {
 		s.Version, s.Created, s.Installed = live.Version, live.Created, live.Installed.Wall
 		s.Works = c.ledger.hasWorked(live.id)
 		s.Dead = c.refused(live.id)
+	}
+	if c.login != nil {
+		s.Login = c.login.status.Load()
+	}
+	if live != nil && c.probed.id == live.id {
+		if s.ProbeErr = c.probed.err; s.ProbeErr == nil {
+			s.Probed = c.probed.at.Wall
+		}
 	}
 	if c.candidate != nil {
 		s.Candidate, s.Waiting = c.candidate.bundle.Version, c.candidate.why

@@ -61,6 +61,33 @@ func (a *Admin) Rotate(ctx context.Context, name string, r Rotation) (*Outcome, 
 	return send[Outcome](ctx, a.dial(), clientPath(name, "rotate"), r)
 }
 
+// Key gives the public half of the client's key (role observe).
+func (a *Admin) Key(ctx context.Context, name string) (*Key, error) {
+	return get[Key](ctx, a.dial(), clientPath(name, "keys"))
+}
+
+// NewKey makes a key, whose private half goes straight into the secrets manager
+// (role operate).
+func (a *Admin) NewKey(ctx context.Context, name string, k NewKey) (*Key, error) {
+	return send[Key](ctx, a.dial(), clientPath(name, "keys"), k)
+}
+
+// StartLogin begins a person's login, in place of one that is under way (role
+// operate).
+func (a *Admin) StartLogin(ctx context.Context, name string, l LoginStart) (*Login, error) {
+	return send[Login](ctx, a.dial(), clientPath(name, "login"), l)
+}
+
+// FinishLogin gives the broker what a login brought back (role operate).
+func (a *Admin) FinishLogin(ctx context.Context, name string, f LoginFinish) (*Outcome, error) {
+	return send[Outcome](ctx, a.dial(), clientPath(name, "login/finish"), f)
+}
+
+// Revoke takes the client's tokens back at the issuer (role operate).
+func (a *Admin) Revoke(ctx context.Context, name string, r Revocation) (*Outcome, error) {
+	return send[Outcome](ctx, a.dial(), clientPath(name, "revoke"), r)
+}
+
 // Denied lists the distinct denials since a time (role observe).
 func (a *Admin) Denied(ctx context.Context, since time.Time) ([]Denial, error) {
 	q := url.Values{}

@@ -90,6 +90,12 @@ func (c *Client) APIKey(ctx context.Context, name string) (string, error) {
 	return string(b), err
 }
 
+// JWT gives a JWT that the broker signs itself, for the user of one call to the
+// API: for clients whose issuer is the broker.
+func (c *Client) JWT(ctx context.Context, name string, u User) (*Token, error) {
+	return send[Token](ctx, c.dial(), clientPath(name, "jwt"), u)
+}
+
 // Reject tells the broker that the API refused a token. Ask for a token again
 // if it was replaced, and call the API once more, not oftener.
 func (c *Client) Reject(ctx context.Context, name string, r Rejection) (*Rejected, error) {

@@ -72,7 +72,19 @@ func TestRequests(t *testing.T) {
 			return err
 		},
 		`POST /v1/clients/vdab/rotate {"accept":true}`: func() error { _, err := a.Rotate(ctx, "vdab", Rotation{Accept: true}); return err },
-		"POST /v1/reload ": func() error { _, err := a.Reload(ctx); return err },
+		`POST /v1/clients/zgw/jwt {"user_id":"jdoe"}`:  func() error { _, err := c.JWT(ctx, "zgw", User{UserID: "jdoe"}); return err },
+		"GET /v1/clients/acm/keys ":                    func() error { _, err := a.Key(ctx, "acm"); return err },
+		`POST /v1/clients/acm/keys {"kind":"p-256","certificate":true}`: func() error {
+			_, err := a.NewKey(ctx, "acm", NewKey{Kind: "p-256", Certificate: true})
+			return err
+		},
+		`POST /v1/clients/mkp/login {}`: func() error { _, err := a.StartLogin(ctx, "mkp", LoginStart{}); return err },
+		`POST /v1/clients/mkp/login/finish {"state":"s","code":"c"}`: func() error {
+			_, err := a.FinishLogin(ctx, "mkp", LoginFinish{State: "s", Code: "c"})
+			return err
+		},
+		`POST /v1/clients/mkp/revoke {"login":true}`: func() error { _, err := a.Revoke(ctx, "mkp", Revocation{Login: true}); return err },
+		"POST /v1/reload ":                           func() error { _, err := a.Reload(ctx); return err },
 		"GET /v1/audit/denied?since=2026-11-21T09%3A00%3A00Z ": func() error {
 			_, err := a.Denied(ctx, time.Date(2026, 11, 21, 10, 0, 0, 0, time.FixedZone("", 3600)))
 			return err

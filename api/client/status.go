@@ -61,13 +61,17 @@ type StatusClient struct {
 	Candidate string `json:"candidate,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.
 	Refused []string `json:"refused,omitempty"`
-	// APIKey is what is known of the API key: "unproved", "rejected by 3
-	// callers since …"; empty: there is none.
+	// APIKey is what is known of the API key: "unproved", "probed OK at …",
+	// "rejected by 3 callers, last at …"; empty: there is none.
 	APIKey string `json:"api_key,omitempty"`
 	// Age of the bundle and the age at which it is due, in seconds; MaxAge 0:
 	// no limit.
 	Age    int64 `json:"age_seconds"`
 	MaxAge int64 `json:"max_age_seconds,omitempty"`
+
+	// Login is the state of a person's login (authorization_code); nil: the
+	// client needs none.
+	Login *LoginStatus `json:"login,omitempty"`
 
 	Issuer IssuerStatus  `json:"issuer"`
 	Source SourceStatus  `json:"source"`
@@ -82,6 +86,15 @@ type IssuerStatus struct {
 	Next  time.Time `json:"next,omitzero"` // when it is asked again
 }
 
+// LoginStatus is the state of a refresh token.
+type LoginStatus struct {
+	// State is ok, required, or pending: the newest token is sealed on this
+	// host and not in the secrets manager yet.
+	State      string `json:"state"`
+	Reason     string `json:"reason,omitempty"` // in words, what to do
+	Generation uint64 `json:"generation"`       // how often the token has been replaced
+}
+
 // SourceStatus is how reading the bundle went when it was last tried.
 type SourceStatus struct {
 	State  string    `json:"state"`            // ok, failing, unknown
@@ -93,8 +106,11 @@ type SourceStatus struct {
 
 // TokenStatus is one token in hand.
 type TokenStatus struct {
-	Scope       string    `json:"scope"`
+	Scope       string    `json:"scope"` // asked for
+	Granted     string    `json:"granted"`
+	Narrowed    bool      `json:"narrowed,omitempty"` // some of the scope was not granted
 	Audience    string    `json:"audience,omitempty"`
+	Bound       string    `json:"x5t#S256,omitempty"` // of the certificate that the token is bound to (RFC 8705)
 	Fingerprint string    `json:"fingerprint"`
 	Expires     time.Time `json:"expires"`
 	Reads       int64     `json:"reads"`

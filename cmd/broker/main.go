@@ -49,6 +49,12 @@ type quiet int
 
 func (quiet) Error() string { return "" }
 
+// failure is an error with an exit code of its own.
+type failure struct {
+	code int
+	error
+}
+
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
@@ -79,9 +85,12 @@ func exitCode(err error) int {
 	var p *client.Problem
 	var u usageError
 	var q quiet
+	var f failure
 	switch {
 	case errors.As(err, &q):
 		return int(q)
+	case errors.As(err, &f):
+		return f.code
 	case errors.As(err, &u):
 		return exitUsage
 	case !errors.As(err, &p):
@@ -121,8 +130,8 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&s.consumer, "socket", "", "consumer socket (default: $"+client.Environment+", else "+client.DefaultSocket()+")")
 	root.PersistentFlags().StringVar(&s.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), whoamiCommand(s),
-		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), auditCommand(s),
+	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s),
+		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), keysCommand(s), loginCommand(s), revokeCommand(s), auditCommand(s),
 		forward("serve", "Run the daemon", "  broker serve\n  broker serve --config ./broker.yaml"),
 		forward("presets", "List what is known of issuers, each value with its source", "  broker presets\n  broker presets show vdab-production"),
 		forward("demo", "Run a whole broker with an issuer to play with", "  broker demo\n  broker demo --once\n  broker demo --fault 503"),
@@ -131,11 +140,17 @@ func command() *cobra.Command {
 }
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Print the version", Example: "  broker version", Args: noArgs,
+	var asJSON bool
+	c := &cobra.Command{Use: "version", Short: "Print the version", Example: "  broker version\n  broker version --json", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version})
+			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), version)
 			return err
 		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
 func (s *sockets) client() *client.Client { return &client.Client{Socket: s.consumer} }

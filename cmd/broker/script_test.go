@@ -19,7 +19,8 @@ import (
 
 // The scripts run the programs as they ship: broker, and the brokerd that it
 // finds beside itself. In a script, "demo [ARG…]" starts a broker with an
-// issuer on $SOCKET, and "finish SIGNAL" ends it.
+// issuer on $SOCKET, and "finish SIGNAL" ends it; issuer_test.go has commands
+// for other issuers.
 func TestScripts(t *testing.T) {
 	dir := t.TempDir()
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", ".", "../brokerd")
@@ -40,13 +41,17 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PATH", dir+":"+env.Getenv("PATH"))
 			env.Setenv("SOCKET", filepath.Join(run, "broker.sock"))
 			env.Setenv("XDG_RUNTIME_DIR", run)
+			env.Setenv("LONG", strings.Repeat("x", 256))
+			env.Setenv("TAB", "\t")
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			env.Setenv("SRC", mustAbs(filepath.Join("..", "..")))
 			env.Values["daemon"] = &daemonOf{}
+			env.Values["issuer"] = &issuerOf{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
+			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson,
 		},
 	})
 }
@@ -65,27 +70,37 @@ type daemonOf struct {
 }
 
 func startDemo(ts *testscript.TestScript, _ bool, args []string) {
+	startDaemon(ts, append([]string{"demo"}, args...), func() bool {
+		dirs, _ := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "credential-broker-demo-*"))
+		if len(dirs) == 0 {
+			return false
+		}
+		ts.Setenv("DEMO", dirs[len(dirs)-1])
+		return true
+	})
+}
+
+// startDaemon runs brokerd on $SOCKET, and sets $ADMIN once it serves.
+func startDaemon(ts *testscript.TestScript, args []string, ready func() bool) {
 	d := ts.Value("daemon").(*daemonOf)
-	d.cmd = exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "brokerd"), append([]string{"demo", "--socket", ts.Getenv("SOCKET")}, args...)...)
+	d.cmd = exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "brokerd"), append(args, "--socket", ts.Getenv("SOCKET"))...)
 	d.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "XDG_RUNTIME_DIR=" + ts.Getenv("XDG_RUNTIME_DIR")}
 	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ts.Check(d.cmd.Start())
 	cmd := d.cmd
 	ts.Defer(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	admin := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "admin.sock")
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-time.After(20 * time.Millisecond) {
 		if c, err := net.Dial("unix", ts.Getenv("SOCKET")); err == nil {
 			_ = c.Close()
-			admin := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "admin.sock")
-			dirs, _ := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "credential-broker-demo-*"))
-			if _, err := os.Stat(admin); err == nil && len(dirs) > 0 {
+			if _, err := os.Stat(admin); err == nil && ready() {
 				ts.Setenv("ADMIN", admin)
-				ts.Setenv("DEMO", dirs[len(dirs)-1])
 				return
 			}
 		}
 	}
-	ts.Fatalf("the demonstration does not serve:\n%s", d.out.String())
+	ts.Fatalf("brokerd does not serve:\n%s", d.out.String())
 }
 
 func killDaemon(ts *testscript.TestScript, _ bool, args []string) {

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/secret"
+	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
 )
@@ -29,7 +31,14 @@ import (
 func (s *server) administration(metrics *prometheus.Registry) api.Administration {
 	return api.Administration{
 		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
-		Retry: s.retry, Rotate: s.rotate,
+		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey,
+		Login: func(ctx context.Context, name string, l client.LoginStart) (client.Login, error) {
+			return s.broker.StartLogin(ctx, name, l.RedirectURI)
+		},
+		FinishLogin: s.broker.FinishLogin,
+		Revoke: func(ctx context.Context, name string, r client.Revocation) (client.Outcome, error) {
+			return s.broker.Revoke(ctx, name, r.Login)
+		},
 		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		AuditDir: filepath.Join(s.paths.state, "audit"),
 	}
@@ -156,6 +165,9 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 	}
 	o := client.Outcome{Version: string(st.Version), Reason: "this is the secrets manager's current version"}
 	switch {
+	case slices.Contains(st.Refused, st.Candidate):
+		return client.Outcome{}, &broker.Error{Code: client.CredentialsRejected, Detail: fmt.Sprintf(
+			"version %s serves on; version %s is not installed: %s", st.Version, st.Candidate, st.Waiting)}
 	case st.Candidate != "":
 		o.Reason = fmt.Sprintf("version %s waits: %s", st.Candidate, st.Waiting)
 	case st.Dead:
@@ -232,8 +244,20 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail
 	}
-	if k.Works {
+	switch {
+	case k.Works:
 		out.Proved, out.Issuer.State = "mint", "ok"
+	case !k.Probed.IsZero():
+		out.Proved = "probe"
+	}
+	if l := k.Login; l != nil {
+		out.Login = &client.LoginStatus{State: "ok", Reason: l.Reason, Generation: l.Generation}
+		switch {
+		case l.Required:
+			out.Login.State = "required"
+		case l.Pending:
+			out.Login.State = "pending"
+		}
 	}
 	for _, v := range k.Refused {
 		out.Refused = append(out.Refused, string(v))
@@ -252,17 +276,29 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 			out.Issuer.Code = client.IssuerProtocolError
 		}
 	}
-	if c.HasKey {
-		out.APIKey = "unproved"
-	}
-	if c.KeyComplaints > 0 {
-		out.APIKey = fmt.Sprintf("rejected by %d callers, last at %s", c.KeyComplaints, c.KeyLast.Format(time.RFC3339))
-	}
+	out.APIKey = keyStatus(c)
 	for _, t := range c.Tokens {
-		out.Tokens = append(out.Tokens, client.TokenStatus{Scope: t.Scope, Audience: t.Audience + t.Resource, Fingerprint: t.Fingerprint,
+		out.Tokens = append(out.Tokens, client.TokenStatus{Scope: t.Scope, Granted: t.Granted, Narrowed: t.Narrowed, Bound: t.Bound,
+			Audience: t.Audience + t.Resource, Fingerprint: t.Fingerprint,
 			Expires: t.Expires, Reads: t.Handovers})
 	}
 	return out
+}
+
+// keyStatus says what is known of the API key, by the newest word.
+func keyStatus(c broker.ClientStatus) string {
+	k := c.Credential
+	switch {
+	case c.KeyComplaints > 0 && c.KeyLast.After(k.Probed):
+		return fmt.Sprintf("rejected by %d callers, last at %s", c.KeyComplaints, c.KeyLast.UTC().Format(time.RFC3339))
+	case !c.HasKey:
+		return ""
+	case !k.Probed.IsZero():
+		return "probed OK at " + k.Probed.UTC().Format(time.RFC3339)
+	case oidc.KindOf(k.ProbeErr) == oidc.InvalidClient:
+		return "rejected by the probe: " + k.ProbeErr.Error()
+	}
+	return "unproved"
 }
 
 // liveHost looks at the sockets and the mail relay.

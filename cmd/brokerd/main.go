@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -99,6 +100,9 @@ func command() *cobra.Command {
 func presetsCommand() *cobra.Command {
 	var asJSON bool
 	list := func(cmd *cobra.Command, _ []string) error {
+		if asJSON {
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(configs.Presets())
+		}
 		for _, name := range configs.Presets() {
 			fmt.Fprintln(cmd.OutOrStdout(), name)
 		}
@@ -115,7 +119,9 @@ func presetsCommand() *cobra.Command {
 			return nil
 		}}
 	show.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
-	c.AddCommand(show, &cobra.Command{Use: "list", Short: "List the names", Args: noArgs, RunE: list})
+	names := &cobra.Command{Use: "list", Short: "List the names", Args: noArgs, RunE: list, Example: "  broker presets list --json"}
+	names.Flags().BoolVar(&asJSON, "json", false, "print one JSON array")
+	c.AddCommand(show, names)
 	return c
 }
 

@@ -135,11 +135,12 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 		}
 		return api.Listen(*path, socketMode)
 	}
-	if consumer, err = take("broker", &s.paths.consumer); err != nil {
+	// The consumers' last: whoever finds it finds the other too.
+	if admin, err = take("admin", &s.paths.admin); err != nil {
 		return nil, nil, err
 	}
-	if admin, err = take("admin", &s.paths.admin); err != nil {
-		_ = consumer.Close()
+	if consumer, err = take("broker", &s.paths.consumer); err != nil {
+		_ = admin.Close()
 		return nil, nil, err
 	}
 	return consumer, admin, nil
@@ -301,7 +302,9 @@ func scrub(ctx context.Context, b *broker.Broker) error {
 	const pause = 15 * time.Second
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
+	const rounds = 2 // on a busy machine cleanups may run after the collections of the first
 	var done uint64
+	left := 0
 	for {
 		pace()
 		select {
@@ -310,9 +313,12 @@ func scrub(ctx context.Context, b *broker.Broker) error {
 		case <-tick.C:
 		}
 		if n := b.SecretUses(); n != done {
+			done, left = n, rounds
+		}
+		if left > 0 {
+			left--
 			runtime.GC() // what has a cleanup is free after the second collection alone
 			debug.FreeOSMemory()
-			done = n
 		}
 	}
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"maps"
+	"net/http"
+	"os"
 	"reflect"
 	"slices"
 
@@ -16,8 +18,6 @@ import (
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
 )
-
-var errNoIssuer = errors.New("no token endpoint is configured: a client of preset oauth2 needs token_endpoint")
 
 // opened is a configuration with its secrets managers.
 type opened struct {
@@ -61,35 +61,52 @@ func (o *opened) clients() ([]broker.Client, error) {
 	transports := map[outbound.Config]*outbound.Exchange{}
 	for _, name := range slices.Sorted(maps.Keys(o.config.Clients)) {
 		c := o.config.Clients[name]
-		b := broker.Client{
-			Name: name, Provider: o.providers[c.Secret.Provider], ProviderName: c.Secret.Provider,
-			Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
-			Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
-			KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
-			MaxAge: c.Rotation.MaxAge.D(),
-			Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Requires, Prove: rotation.Prove(c.Prove),
-				AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
-		}
-		for _, h := range slices.Sorted(maps.Keys(c.Headers)) {
-			if v := c.Headers[h]; v != "" {
-				b.Headers = append(b.Headers, broker.Header{Name: h, Value: v})
+		if transports[c.Config] == nil {
+			t, err := c.Exchange()
+			if err != nil {
+				return nil, fmt.Errorf("client %s: %w", name, err)
 			}
+			transports[c.Config] = t
 		}
-		if c.TokenEndpoint != "" {
-			p := c.Profile
-			b.Issuer = &p
-			if transports[p.Config] == nil {
-				t, err := p.Exchange()
-				if err != nil {
-					return nil, fmt.Errorf("client %s: %w", name, err)
-				}
-				transports[p.Config] = t
-			}
-			b.Transport = transports[p.Config]
-		} else if slices.Contains(c.Requires, "client_secret") {
-			return nil, fmt.Errorf("client %s: %w", name, errNoIssuer)
-		}
-		list = append(list, b)
+		list = append(list, o.client(name, c, transports[c.Config]))
 	}
 	return list, nil
+}
+
+func (o *opened) client(name string, c configs.Client, transport *outbound.Exchange) broker.Client {
+	b := broker.Client{
+		Name: name, Provider: o.providers[c.Secret.Provider], ProviderName: c.Secret.Provider,
+		Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
+		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
+		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
+		MaxAge: c.Rotation.MaxAge.D(), Steps: c.Rotation.Steps, KeyRejected: c.KeyRejected, Transport: transport,
+		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Prove: rotation.Prove(c.Prove),
+			AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
+	}
+	for _, h := range slices.Sorted(maps.Keys(c.Headers)) {
+		if v := c.Headers[h]; v != "" {
+			b.Headers = append(b.Headers, broker.Header{Name: h, Value: v})
+		}
+	}
+	if c.Grant != oidc.NoGrant {
+		p := c.Profile
+		b.Issuer = &p
+	}
+	if c.Probe.URL != "" {
+		b.Probe = &broker.Probe{Method: cmp.Or(c.Probe.Method, http.MethodGet), URL: c.Probe.URL, Transport: transport}
+	}
+	if r := c.Refresh; r != nil {
+		b.RefreshProvider = o.providers[r.Provider]
+		b.Rotation.Refresh = &rotation.Refresh{Provider: r.Provider, Ref: r.Ref, Owner: cmp.Or(r.Owner, hostName())}
+	}
+	return b
+}
+
+// hostName tells hosts apart that could own a refresh token.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "this host"
+	}
+	return name
 }

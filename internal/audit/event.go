@@ -57,6 +57,8 @@ const (
 	TokenMinted   Type = "token.minted"   // the issuer gave a token
 	TokenRefused  Type = "token.refused"  // the issuer refused to give one
 	TokenRejected Type = "token.rejected" // a consumer says that the API refused its token or key
+	TokenRevoked  Type = "token.revoked"  // the issuer took it back, on an administrator's word
+	LoginRequired Type = "login.required" // a refresh token ended, or could not be kept: a person has to log in
 	TokenExpired  Type = "token.expired"  // a token's last usable second has passed, or it was withdrawn; Count is its hand-overs
 
 	ProviderRead    Type = "provider.read"    // a bundle was read from the secrets manager

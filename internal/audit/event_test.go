@@ -19,7 +19,7 @@ func owasp() map[string][]Type {
 		"1 who asked for a secret, for which system and role":      {TokenHandover, KeyHandover, AccessDenied},
 		"2 whether the request was approved or rejected":           {TokenHandover, KeyHandover, AccessDenied},
 		"3 when the secret was used, and by whom or what":          {TokenHandover, TokenRepeats, KeyHandover, TokenMinted, ProviderRead},
-		"4 when the secret expired":                                {TokenExpired},
+		"4 when the secret expired":                                {TokenExpired, TokenRevoked, LoginRequired},
 		"5 whether an expired secret was used again":               {TokenRejected, TokenRefused},
 		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied},
 		"7 when the secret was updated, and by whom":               {BundleInstalled, BundleRefused},

@@ -44,6 +44,7 @@ type Broker struct {
 		list []retiree
 	}
 	ledgers map[string]*rotation.Ledger // by client; Apply's
+	logins  logins                      // that are under way
 	uses    atomic.Uint64               // of secrets
 
 	started chan struct{}           // closed when Run has begun
@@ -68,6 +69,14 @@ type Client struct {
 	Rotation     rotation.Config // Client and Delay are filled in by Apply
 	// Issuer is nil for a client that has an API key alone.
 	Issuer *oidc.Profile
+	// RefreshProvider holds Rotation.Refresh; nil if there is none.
+	RefreshProvider providers.Provider
+	// Probe is a harmless request that shows whether the API takes the client's
+	// headers. Nil: none is known.
+	Probe *Probe
+	// KeyRejected are texts in an API's answer that mean the key, not the
+	// token. Case does not matter. Empty: none are known.
+	KeyRejected []string
 	// Headers that a call to the API needs, in order: values are templates
 	// such as "Bearer {access_token}" or "{api_key}".
 	Headers []Header
@@ -79,8 +88,16 @@ type Client struct {
 	KeepWarm bool
 	Owner    Owner
 	MaxAge   time.Duration // of the secret; zero: no limit
+	Steps    []string      // for a person who replaces the secret at the issuer
 
 	// Transport carries the token requests. Nil: the issuer's own.
+	Transport http.RoundTripper
+}
+
+// A Probe is a request to an API that changes nothing there.
+type Probe struct {
+	Method, URL string
+	// Transport carries it. Nil: the issuer's, else a new one.
 	Transport http.RoundTripper
 }
 
@@ -262,8 +279,9 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		c.state = old.state // tokens, and what is known of the API key
 	}
 	if sameIssuer && reflect.DeepEqual(old.cfg.Issuer, cfg.Issuer) && old.cfg.Provider == cfg.Provider &&
+		old.cfg.RefreshProvider == cfg.RefreshProvider && reflect.DeepEqual(old.cfg.Probe, cfg.Probe) && reflect.DeepEqual(old.cfg.Headers, cfg.Headers) &&
 		reflect.DeepEqual(old.cfg.Rotation, cfg.Rotation) && old.cfg.Default == cfg.Default {
-		c.cred = old.cred
+		c.cred, c.issuer = old.cred, old.issuer
 		return c, nil
 	}
 	if b.ledgers[cfg.Name] == nil {
@@ -274,14 +292,17 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		b.ledgers[cfg.Name] = l
 	}
 	deps := rotation.Deps{Provider: cfg.Provider, ProviderName: cfg.ProviderName, Audit: b.o.Audit, Clock: b.o.Clock,
-		Ledger: b.ledgers[cfg.Name], Uses: &b.uses}
+		Ledger: b.ledgers[cfg.Name], Uses: &b.uses, RefreshProvider: cfg.RefreshProvider}
+	if cfg.Probe != nil {
+		deps.Prober = &prober{probe: *cfg.Probe, headers: c.headers, clock: b.o.Clock, keyRejected: cfg.KeyRejected}
+	}
 	if cfg.Issuer != nil {
-		deps.IssuerName = cfg.Issuer.TokenEndpoint
+		deps.IssuerName = issuerName(cfg.Issuer)
 		issuer, err := oidc.Open(*cfg.Issuer, cfg.Transport, b.o.Clock)
 		if err != nil {
 			return nil, err
 		}
-		deps.Issuer = issuer
+		deps.Issuer, c.issuer = issuer, issuer
 	}
 	rc := cfg.Rotation
 	rc.Client, rc.Delay, rc.Default = cfg.Name, delay, cfg.Default
@@ -294,6 +315,17 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 	}
 	c.cred = cred
 	return c, nil
+}
+
+// issuerName tells issuers apart in records that outlive a process.
+func issuerName(p *oidc.Profile) string {
+	switch {
+	case p.TokenEndpoint != "":
+		return p.TokenEndpoint
+	case p.Grant == oidc.SelfSigned:
+		return "self"
+	}
+	return p.Issuer
 }
 
 // identity is what makes two profiles the same issuer: how it is reached, and
@@ -320,8 +352,10 @@ func (b *Broker) retire(c, next *cachedClient) {
 	}
 	c.state.mu.Lock()
 	defer c.state.mu.Unlock()
-	if c.state.key != nil {
-		b.retireLater(retiree{holding: &c.state.key.holding})
-		c.state.key = nil
+	for _, k := range []**keyHeld{&c.state.key, &c.state.jwt} {
+		if *k != nil {
+			b.retireLater(retiree{holding: &(*k).holding})
+			*k = nil
+		}
 	}
 }

@@ -50,6 +50,7 @@ type cachedClient struct {
 	problems []error // entries that match nobody
 	headers  []headerTemplate
 	cred     *rotation.Credential
+	issuer   *oidc.Client // nil: an API key alone
 	stop     context.CancelFunc
 	state    *clientState
 }
@@ -58,8 +59,9 @@ type clientState struct {
 	client  atomic.Pointer[cachedClient] // of the newest configuration
 	entries atomic.Pointer[map[oidc.Request]*entry]
 
-	mu  sync.Mutex // adding entries; key
+	mu  sync.Mutex // adding entries; key, jwt
 	key *keyHeld
+	jwt *keyHeld // who has had self-signed JWTs that name a user
 	bad keyComplaints
 }
 

@@ -25,6 +25,20 @@ type Request struct {
 	MinTTL time.Duration
 }
 
+// A UserRequest asks for a self-signed JWT that names a user. The user is
+// personal data: it goes into the JWT and nowhere else.
+type UserRequest struct {
+	Client string
+	User   oidc.User
+}
+
+// A LoginCode is what a person's login brought back.
+type LoginCode struct {
+	State  string
+	Code   secret.Secret
+	Issuer string // the parameter iss (RFC 9207); empty: there was none
+}
+
 // A Grant is what a consumer gets: a token and the bundle version that it
 // belongs to. It is handed over, and recorded as such.
 type Grant struct {

@@ -156,23 +156,32 @@ func (h *holding) total() (n int64) {
 	return n
 }
 
-// keyHeld is who has the API key of one bundle.
+// keyHeld is who has the API key, or self-signed JWTs, of one bundle.
 type keyHeld struct {
 	holding
 	live *rotation.Live
 }
 
 func (b *Broker) keyHolders(s *clientState, live *rotation.Live) *holding {
+	return b.holders(s, &s.key, live, audit.KeyHandover, audit.KeyHandover)
+}
+
+// jwtHolders counts by process: each JWT is another one, made for one call.
+func (b *Broker) jwtHolders(s *clientState, live *rotation.Live) *holding {
+	return b.holders(s, &s.jwt, live, audit.TokenHandover, audit.TokenRepeats)
+}
+
+func (b *Broker) holders(s *clientState, have **keyHeld, live *rotation.Live, first, repeats audit.Type) *holding {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.key == nil || s.key.live != live {
-		if s.key != nil {
-			b.retireLater(retiree{holding: &s.key.holding})
+	if *have == nil || (*have).live != live {
+		if *have != nil {
+			b.retireLater(retiree{holding: &(*have).holding})
 		}
-		s.key = &keyHeld{live: live, holding: holding{repeats: audit.KeyHandover,
-			event: audit.Event{Type: audit.KeyHandover, Client: s.client.Load().cfg.Name, Version: string(live.Version)}}}
+		*have = &keyHeld{live: live, holding: holding{repeats: repeats,
+			event: audit.Event{Type: first, Client: s.client.Load().cfg.Name, Version: string(live.Version)}}}
 	}
-	return &s.key.holding
+	return &(*have).holding
 }
 
 // keyComplaints is what callers say of the API key.

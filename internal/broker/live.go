@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/keys"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
@@ -41,8 +43,9 @@ func (b *Broker) Live(ctx context.Context, report func(client.Finding)) {
 	chains := map[string]*oidc.Profile{}
 	for _, name := range set.names {
 		cl := set.byName[name]
-		if cl.cfg.Issuer != nil {
-			chains[cl.cfg.Issuer.TokenEndpoint] = cl.cfg.Issuer
+		if cl.issuer != nil && !cl.issuer.Local() {
+			p := cl.cfg.Issuer
+			chains[cmp.Or(p.TokenEndpoint, p.MetadataURI, p.Issuer)] = p
 		}
 		for _, err := range cl.problems {
 			say("allow", name, client.Warning, "%v", err)
@@ -83,7 +86,15 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	default:
 		say("secret", name, client.OK, "the secrets manager gives %s, version %s", cl.cfg.Rotation.Spec.String(), bundle.Version)
 	}
-	if cl.cfg.Issuer == nil {
+	b.liveCertificate(cl, say)
+	if cl.cfg.Probe != nil {
+		if err := b.tried(ctx, cl); err != nil {
+			say("probe", name, client.Error, "%s", detail(err))
+		} else {
+			say("probe", name, client.OK, "the API takes the client's headers")
+		}
+	}
+	if cl.issuer == nil {
 		return
 	}
 	e, err := cl.entry(cl.cfg.Default, b.o.Clock.Now())
@@ -96,13 +107,45 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 		say("issuer", name, client.Error, "%s", detail(err))
 		return
 	}
+	if cl.issuer.Local() {
+		say("issuer", name, client.OK, "the broker signs the tokens itself: nothing but a probe shows whether the API takes them")
+		return
+	}
 	say("issuer", name, client.OK, "a token of version %s serves for %s", h.live.Version, h.end.Until(now).Round(time.Second))
 	if skew := h.token.Skew; skew.Abs() > skewTolerated {
 		say("clock", name, client.Warning, "the issuer's clock is %s ahead of ours: check that this host's time is synchronised", skew.Round(time.Second))
 	}
+	switch in, known, err := b.introspected(ctx, cl, h); {
+	case err != nil:
+		say("introspection", name, client.Warning, "%s", detail(err))
+	case known && !in.Active:
+		say("introspection", name, client.Error, "the issuer says that its own token is not active: broker revoke %s makes the broker fetch another", name)
+	case known:
+		say("introspection", name, client.OK, "the issuer says that the token is active")
+	}
 	if h.token.Narrowed {
 		say("scope", name, client.Warning, "the issuer granted scope %q where %q was asked for", h.token.Scope, e.want.Scope)
 	}
+}
+
+// liveCertificate looks at the client's own certificate, whose end no issuer
+// announces.
+func (b *Broker) liveCertificate(cl *cachedClient, say say) {
+	live := cl.cred.Current()
+	if live == nil || !cl.wants(fieldCertificate) {
+		return
+	}
+	c, err := keys.CertificateOf(live.Fields[fieldCertificate])
+	if err != nil {
+		say("certificate", cl.cfg.Name, client.Error, "%v", err)
+		return
+	}
+	level, hint := client.OK, ""
+	left := c.NotAfter.Sub(b.o.Clock.Now().Wall)
+	if left < certificateDue {
+		level, hint = client.Warning, ": renew it, and have the issuer know the new one first"
+	}
+	say("certificate", cl.cfg.Name, level, "the client's certificate is valid until %s%s", c.NotAfter.UTC().Format(time.RFC3339), hint)
 }
 
 // detail is an error's sentence, without the cause that it was made from.
@@ -118,7 +161,7 @@ func detail(err error) string {
 func liveChain(ctx context.Context, endpoint string, p *oidc.Profile, now time.Time, say say) {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Scheme != "https" {
-		say("tls", endpoint, client.Warning, "the token endpoint is not https")
+		say("tls", endpoint, client.Warning, "this is not https")
 		return
 	}
 	addr := u.Host

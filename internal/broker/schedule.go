@@ -169,10 +169,12 @@ func (b *Broker) Flush() {
 			}
 		}
 		cl.state.mu.Lock()
-		k := cl.state.key
+		kept := []*keyHeld{cl.state.key, cl.state.jwt}
 		cl.state.mu.Unlock()
-		if k != nil {
-			k.flush(b.o.Audit)
+		for _, k := range kept {
+			if k != nil {
+				k.flush(b.o.Audit)
+			}
 		}
 	}
 	b.retired.Lock()

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant
 	if err != nil {
 		return nil, err
 	}
-	if cl.cfg.Issuer == nil {
+	if cl.issuer == nil {
 		if r.Surface != access.Headers {
 			return nil, &Error{Code: client.InvalidRequest, Detail: "this client has an API key and no tokens: ask for headers or api-key"}
 		}
@@ -48,6 +49,39 @@ func (b *Broker) APIKey(ctx context.Context, c *access.Caller, name string) (*Gr
 		return nil, err
 	}
 	return b.key(ctx, c, cl, access.APIKey)
+}
+
+// JWT answers a consumer that wants a self-signed JWT for one user: a new one
+// each time.
+func (b *Broker) JWT(ctx context.Context, c *access.Caller, r UserRequest) (*Grant, error) {
+	cl, _, err := b.decide(c, Request{Client: r.Client, Surface: access.JWT})
+	if err != nil {
+		return nil, err
+	}
+	if cl.issuer == nil || !cl.issuer.Local() {
+		return nil, &Error{Code: client.NotFound, Detail: "this client's tokens come from its issuer and name no user: ask for token or headers"}
+	}
+	m, err := cl.cred.Sign(ctx, r.User)
+	if err != nil {
+		return nil, explainUser(err)
+	}
+	now := b.o.Clock.Now()
+	if err := b.handOver(ctx, c, access.JWT, b.jwtHolders(cl.state, m.Live), now); err != nil {
+		m.Token.Access.Wipe()
+		return nil, err
+	}
+	return &Grant{Client: cl.cfg.Name, Version: m.Live.Version, Token: m.Token, Expires: m.Token.Expires, Now: now,
+		headers: cl.headers, fields: m.Live.Fields}, nil
+}
+
+// explainUser tells a caller that the user it names cannot be, rather than
+// that the client's secret is bad.
+func explainUser(err error) error {
+	var e *rotation.Error
+	if errors.As(err, &e) && e.Kind == rotation.RequestRefused {
+		return &Error{Code: client.InvalidRequest, Detail: e.Detail}
+	}
+	return explain(err)
 }
 
 // key hands over what needs no token.
@@ -188,6 +222,8 @@ func explain(err error) error {
 		out.Code = client.IssuerProtocolError
 	case rotation.NoBundle:
 		out.Code = client.ProviderUnavailable
+	case rotation.LoginRequired:
+		out.Code = client.LoginRequired
 	case rotation.StateUnwritable:
 		out.Code = client.AuditUnavailable
 	case rotation.Unavailable:
@@ -214,14 +250,14 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 	if err != nil {
 		return Rejected{}, err
 	}
-	keyFault := meansKey(r.MoreInformation)
+	keyFault := meansKey(cl.cfg.KeyRejected, r.MoreInformation)
 	b.noteRejection(cl, c, keyFault)
 	if keyFault {
 		cl.state.keyRejected(c, b.o.Clock.Now())
 		return Rejected{}, &Error{Code: client.APIKeyRejected, Detail: "the API refused the API key, not the token: a new token would not help; " +
 			"an administrator has to check the key, its subscription and the environment"}
 	}
-	if cl.cfg.Issuer == nil {
+	if cl.issuer == nil {
 		return Rejected{}, &Error{Code: client.InvalidRequest, Detail: "this client has no tokens that could be rejected"}
 	}
 	fingerprint := r.fingerprint()
@@ -262,12 +298,8 @@ func notCurrent() Rejected {
 	return Rejected{Reason: "this is not the current token: ask for the token again, then repeat the call once"}
 }
 
-// apiConnectKey is what API Connect's moreInformation says of a missing or
-// wrong key ("client id" is its name for it); of a token it says that the
-// security checks were not passed.
-const apiConnectKey = "invalid client id or secret"
-
 // meansKey says whether an API's text is about the key rather than the token.
-func meansKey(moreInformation string) bool {
-	return strings.Contains(strings.ToLower(moreInformation), apiConnectKey)
+func meansKey(texts []string, moreInformation string) bool {
+	said := strings.ToLower(moreInformation)
+	return slices.ContainsFunc(texts, func(t string) bool { return strings.Contains(said, strings.ToLower(t)) })
 }

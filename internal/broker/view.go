@@ -18,7 +18,7 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 	set := b.clients.Load()
 	for _, name := range set.names {
 		rules := set.byName[name].rules
-		if s := served(rules.Surfaces(c)); len(s) > 0 {
+		if s := set.byName[name].served(rules.Surfaces(c)); len(s) > 0 {
 			d := rules.Decide(c, access.Want{Surface: s[0]})
 			id.Clients = append(id.Clients, IdentityClient{Client: name, Entries: d.Matched, Surfaces: s})
 		}
@@ -26,10 +26,20 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 	return id
 }
 
-// served leaves out the surfaces that this version does not have yet.
-func served(list []access.Surface) []access.Surface {
+// served leaves out the surfaces that the client, or this version, does not
+// have.
+func (c *cachedClient) served(list []access.Surface) []access.Surface {
 	return slices.DeleteFunc(list, func(s access.Surface) bool {
-		return s != access.Token && s != access.Headers && s != access.APIKey
+		switch s {
+		case access.Headers, access.APIKey:
+			return false
+		case access.Token:
+			return c.issuer == nil
+		case access.JWT:
+			return c.issuer == nil || !c.issuer.Local()
+		case access.Events, access.Files, access.Exec, access.Proxy, access.Credential:
+		}
+		return true
 	})
 }
 
@@ -85,8 +95,10 @@ func (b *Broker) ready(c *cachedClient, now clock.Reading) *Error {
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "version " + string(s.Candidate) + " of the secret cannot be used: " + s.Waiting}
 	case s.Version == "":
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager has not been read yet"}
-	case c.cfg.Issuer == nil:
+	case c.issuer == nil:
 		return nil
+	case s.Login != nil && s.Login.Required:
+		err = &rotation.Error{Kind: rotation.LoginRequired, Detail: s.Login.Reason}
 	case s.State.Err != nil:
 		err = s.State.Err
 	case s.Dead:
@@ -126,6 +138,7 @@ type TokenStatus struct {
 	Narrowed                  bool
 	Fingerprint, JTI          string
 	Version                   string
+	Bound                     string // x5t#S256 of the certificate that it is bound to
 	Expires                   time.Time
 	ExpiresIn                 int64 // seconds
 	Handovers                 int64
@@ -163,7 +176,7 @@ func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 		n := len(h.m)
 		h.mu.RUnlock()
 		s.Tokens = append(s.Tokens, TokenStatus{Scope: e.want.Scope, Audience: e.want.Audience, Resource: e.want.Resource,
-			Granted: h.token.Scope, Narrowed: h.token.Narrowed, Fingerprint: h.token.Fingerprint, JTI: h.token.JTI, Version: string(h.live.Version),
+			Granted: h.token.Scope, Narrowed: h.token.Narrowed, Fingerprint: h.token.Fingerprint, JTI: h.token.JTI, Bound: h.token.Bound, Version: string(h.live.Version),
 			Expires: h.token.Expires.Wall, ExpiresIn: max(0, int64(h.token.Expires.Until(now)/time.Second)),
 			Handovers: h.total(), Processes: n, Skew: h.token.Skew})
 	}

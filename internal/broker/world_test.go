@@ -32,6 +32,8 @@ type world struct {
 	skew   atomic.Int64
 	clock  *clock.Bubble
 
+	edit func([]Client) []Client // the configuration; nil: as it is
+
 	log    *audit.Log
 	b      *Broker
 	cancel context.CancelFunc
@@ -104,7 +106,7 @@ func (w *world) config() []Client {
 	return []Client{{Name: "vdab", Provider: w.store, ProviderName: "store", Allow: entries,
 		Headers: []Header{{"Authorization", "Bearer {access_token}"}, {"X-IBM-Client-Id", "{api_key}"}},
 		Issuer:  &oidc.Profile{TokenEndpoint: "https://issuer.example" + fake.TokenPath}, Transport: w.issuer.RoundTripper(),
-		Limits:   access.Limits{Scopes: []string{"read", "write"}},
+		Limits: access.Limits{Scopes: []string{"read", "write"}}, KeyRejected: []string{"Invalid client id or secret"},
 		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}}, Required: []string{"client_id", "client_secret", "api_key"}},
 	}}
 }
@@ -139,9 +141,20 @@ func (w *world) start() {
 		<-logDone
 	}()
 	synctest.Wait()
-	if err := w.b.Apply(w.config()); err != nil {
+	clients := w.config()
+	if w.edit != nil {
+		clients = w.edit(clients)
+	}
+	if err := w.b.Apply(clients); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// with changes the configuration of the one client.
+func (w *world) with(f func(*Client)) {
+	w.t.Helper()
+	w.edit = func(list []Client) []Client { f(&list[0]); return list }
+	w.restart()
 }
 
 func (w *world) stop() {

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"credentialbroker/api/client"
+)
+
+func statusCommand(s *sockets) *cobra.Command {
+	var asJSON, watch, check bool
+	c := &cobra.Command{Use: "status", Short: "Show how the broker does", Args: noArgs,
+		Long: "Show clients, secrets managers and the audit log. With --check, one line for a monitoring plug-in:\n" +
+			"exit code 0 all well, 1 warning, 2 a client cannot be served, 3 unknown.",
+		Example: "  broker status\n  broker status --watch\n  broker status --check\n  broker status --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			if check {
+				return monitor(cmd.Context(), s, out)
+			}
+			for {
+				st, err := s.administration().Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				switch {
+				case asJSON:
+					err = printJSON(out, st)
+				default:
+					if watch {
+						fmt.Fprint(out, "\x1b[H\x1b[2J")
+					}
+					err = printStatus(out, st)
+				}
+				if err != nil || !watch {
+					return err
+				}
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-time.After(2 * time.Second):
+				}
+			}
+		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "show it anew every two seconds, until Ctrl-C")
+	c.Flags().BoolVar(&check, "check", false, "one line and exit code 0, 1, 2 or 3, for monitoring")
+	return c
+}
+
+// monitor is the plug-in convention: one line, four exit codes.
+func monitor(ctx context.Context, s *sockets, out io.Writer) error {
+	st, err := s.administration().Status(ctx)
+	if err != nil {
+		fmt.Fprintln(out, "UNKNOWN: "+strings.ReplaceAll(explain(err), "\n", " "))
+		return quiet(3)
+	}
+	code, problems := judge(st)
+	word := [...]string{"OK", "WARNING", "CRITICAL"}[code]
+	text := fmt.Sprintf("%d clients, all can be served", len(st.Clients))
+	if len(problems) > 0 {
+		text = strings.Join(problems, "; ")
+	}
+	fmt.Fprintf(out, "%s: %s | clients=%d\n", word, strings.ReplaceAll(text, "|", "/"), len(st.Clients))
+	if code > 0 {
+		return quiet(code)
+	}
+	return nil
+}
+
+// judge says how bad it is: 0, 1 or 2, and why.
+func judge(st *client.Status) (code int, problems []string) {
+	say := func(c int, format string, args ...any) {
+		code = max(code, c)
+		problems = append(problems, fmt.Sprintf(format, args...))
+	}
+	for _, c := range st.Clients {
+		switch {
+		case !c.Ready:
+			say(2, "%s: %s", c.Client, c.Reason)
+		case strings.HasPrefix(c.APIKey, "rejected"):
+			say(1, "%s: the API key was %s", c.Client, c.APIKey)
+		case c.Candidate != "":
+			say(1, "%s: version %s of the secret waits", c.Client, c.Candidate)
+		case c.Source.State == "failing" || c.Issuer.State == "failing":
+			say(1, "%s: serves from memory for %d s", c.Client, c.Runway)
+		case c.Login != nil && c.Login.State != "ok":
+			say(1, "%s: %s", c.Client, loginText(&c))
+		}
+		for _, text := range narrowed(&c) {
+			say(1, "%s: %s", c.Client, text)
+		}
+		switch {
+		case c.MaxAge == 0:
+		case c.Age > c.MaxAge:
+			say(2, "%s: the secret is %d days old, %d are allowed", c.Client, c.Age/86400, c.MaxAge/86400)
+		case c.Age > c.MaxAge*8/10:
+			say(1, "%s: the secret is due in %d days", c.Client, (c.MaxAge-c.Age)/86400)
+		}
+	}
+	if !st.Audit.Healthy {
+		say(2, "the audit log cannot be written: %s", st.Audit.Error)
+	}
+	return code, problems
+}
+
+func printStatus(out io.Writer, st *client.Status) error {
+	fmt.Fprintf(out, "broker %s, up %s, secrets in %s\n", st.Version, time.Duration(st.Uptime)*time.Second, memory(st.SecretMemory))
+	audit := "written"
+	if !st.Audit.Healthy {
+		audit = "NOT WRITTEN: " + st.Audit.Error
+	}
+	fmt.Fprintf(out, "audit log %s, entry %d, anchors: %s\n\n", audit, st.Audit.Seq, st.Audit.Anchors)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CLIENT\tSTATE\tRUNWAY\tVERSION\tMANAGER\tOWNER")
+	for _, c := range st.Clients {
+		state := "ready"
+		if !c.Ready {
+			state = string(c.Code)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s (%s)\t%s\n", c.Client, state, time.Duration(c.Runway)*time.Second, orDash(c.Version), c.Provider, c.Source.State, c.Owner)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, c := range st.Clients {
+		for _, text := range remarks(&c) {
+			fmt.Fprintf(out, "\n%s: %s", c.Client, text)
+		}
+	}
+	for _, f := range st.Warnings {
+		fmt.Fprintf(out, "\nwarning: %s: %s", f.Target, f.Detail)
+	}
+	_, err := fmt.Fprintln(out)
+	return err
+}
+
+// remarks are what is to be said of a client beyond its line in the table.
+func remarks(c *client.StatusClient) []string {
+	reason := c.Reason
+	if c.Login != nil && c.Login.Reason == reason {
+		reason = "" // it is said below
+	}
+	var list []string
+	for _, line := range []struct{ what, text string }{{"", reason}, {"", loginText(c)}, {"a new version waits: ", c.Candidate},
+		{"API key: ", c.APIKey}, {"secrets manager: ", c.Source.Reason}} {
+		if line.text != "" {
+			list = append(list, line.what+line.text)
+		}
+	}
+	return append(list, narrowed(c)...)
+}
+
+// loginText says what a client needs of a person; empty: nothing.
+func loginText(c *client.StatusClient) string {
+	if c.Login == nil {
+		return ""
+	}
+	switch c.Login.State {
+	case "required":
+		return "login required: " + orElse(c.Login.Reason, "run broker login "+c.Client)
+	case "pending":
+		return "login pending: " + orElse(c.Login.Reason, "the newest refresh token is sealed on this host, and goes into the secrets manager when that can be written")
+	}
+	return ""
+}
+
+// narrowed tells of tokens with less scope than was asked for.
+func narrowed(c *client.StatusClient) []string {
+	var list []string
+	for _, t := range c.Tokens {
+		if t.Narrowed {
+			list = append(list, fmt.Sprintf("scope: asked for %s, granted %s", orDash(t.Scope), orElse(t.Granted, "none")))
+		}
+	}
+	return list
+}
+
+func memory(m map[string]int) string {
+	var kinds []string
+	for _, kind := range []string{"memfd_secret", "mlock", "unlocked"} {
+		if m[kind] > 0 {
+			kinds = append(kinds, fmt.Sprintf("%s (%d KiB)", kind, m[kind]>>10))
+		}
+	}
+	return orDash(strings.Join(kinds, ", "))
+}
+
+func orDash(s string) string { return orElse(s, "-") }
+
+func orElse(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

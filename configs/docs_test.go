@@ -1,0 +1,133 @@
+package configs
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// corp is the provider that the clients in the documents name.
+const corp = `providers:
+  corp:
+    vault:
+      address: https://vault.corp.example:8200
+      auth: { approle: { role_id_file: /etc/b/role-id, secret_id_file: /etc/b/secret-id } }
+`
+
+func issuerPages(t *testing.T) map[string]string {
+	t.Helper()
+	names, _ := filepath.Glob("../docs/issuers/*.md")
+	if len(names) < 6 {
+		t.Fatalf("pages: %v", names)
+	}
+	pages := map[string]string{}
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[name] = string(text)
+	}
+	return pages
+}
+
+// TestIssuerExamples loads every configuration in the pages of the issuers, as
+// an operator would who copies it. Together they show every preset but those
+// that differ in their hosts alone.
+func TestIssuerExamples(t *testing.T) {
+	block, shown := regexp.MustCompile("(?s)```yaml\n(.*?)```"), map[string]bool{}
+	for name, text := range issuerPages(t) {
+		for _, m := range block.FindAllStringSubmatch(text, -1) {
+			yaml := m[1]
+			if !strings.Contains(yaml, "providers:") {
+				yaml = corp + yaml
+			}
+			c, err := load(t, map[string]string{"broker.yaml": yaml})
+			if err != nil {
+				t.Errorf("%s:\n%s\n%v", name, m[1], err)
+				continue
+			}
+			for _, client := range c.Clients {
+				shown[client.Preset] = true
+			}
+		}
+	}
+	for _, name := range Presets() {
+		if !shown[name] && !strings.HasSuffix(name, "-test") {
+			t.Errorf("no page shows a client of the preset %s", name)
+		}
+	}
+}
+
+// TestIssuerPages holds the pages against what there is: each preset has its
+// line, each link leads somewhere, each open question names a key that exists.
+func TestIssuerPages(t *testing.T) {
+	pages := issuerPages(t)
+	for _, name := range Presets() {
+		if !strings.Contains(pages["../docs/issuers/README.md"], "`"+name+"`") {
+			t.Errorf("README.md does not name the preset %s", name)
+		}
+	}
+	link := regexp.MustCompile(`\]\(([^):#]*)(?:#([^)]*))?\)`)
+	for name, text := range pages {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			target := text
+			if m[1] != "" {
+				b, err := os.ReadFile(filepath.Join(filepath.Dir(name), m[1]))
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				target = string(b)
+			}
+			if m[2] != "" && !strings.Contains(target, `id="`+m[2]+`"`) && !slices.Contains(anchors(target), m[2]) {
+				t.Errorf("%s: nothing in %s is called #%s", name, m[1], m[2])
+			}
+		}
+	}
+	for name, text := range pages {
+		_, open, found := strings.Cut(text, "## To confirm at first live use\n")
+		if !found {
+			if filepath.Base(name) != "README.md" {
+				t.Errorf("%s does not say what is to be confirmed", name)
+			}
+			continue
+		}
+		rows := strings.Split(strings.TrimSpace(open), "\n")
+		for _, row := range rows[2:] {
+			cells := strings.Split(strings.Trim(row, "| "), "|")
+			for _, key := range strings.Split(strings.ReplaceAll(cells[len(cells)-1], "`", ""), ",") {
+				if !isKey(reflect.TypeFor[Client](), strings.TrimSpace(key)) {
+					t.Errorf("%s: a client has no key %q: %s", name, key, row)
+				}
+			}
+		}
+	}
+}
+
+// anchors are the names that headings get.
+func anchors(text string) (all []string) {
+	drop := regexp.MustCompile(`[^a-z0-9 -]`)
+	for line := range strings.Lines(text) {
+		if h := strings.TrimLeft(line, "#"); h != line {
+			all = append(all, strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(strings.TrimSpace(h)), ""), " ", "-"))
+		}
+	}
+	return all
+}
+
+func isKey(t reflect.Type, path string) bool {
+	first, rest, deeper := strings.Cut(path, ".")
+	for _, f := range newReport().fieldsOf(t) {
+		if f.name == first {
+			if f.typ.Kind() == reflect.Pointer {
+				f.typ = f.typ.Elem()
+			}
+			return !deeper || f.typ.Kind() == reflect.Struct && isKey(f.typ, rest)
+		}
+	}
+	return false
+}

@@ -1,0 +1,153 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+)
+
+// advance takes the candidate as far as it goes now.
+func (c *Credential) advance(ctx context.Context) error {
+	c.mu.Lock()
+	cand := c.candidate
+	c.mu.Unlock()
+	if cand == nil {
+		return nil
+	}
+	live, now := c.current.Load(), c.deps.Clock.Now()
+	lacking := c.lacking(cand.bundle, live)
+	switch {
+	case lacking != "":
+		if c.hold(cand, lacking, clock.Reading{}) {
+			c.note(audit.BundleRefused, cand.bundle.Version, "incomplete", map[string]string{"alarm": lacking})
+		}
+	case live == nil: // even a refused one: whoever asks is told so
+		c.install(cand, nil)
+	case c.refused(c.id(cand.bundle.Version)):
+		c.hold(cand, "the issuer refused it: store another version, or run broker retry "+c.cfg.Client, clock.Reading{})
+	case now.Sub(cand.ready) < 0:
+		c.hold(cand, "its parts have to settle", cand.ready)
+	case c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved:
+		c.hold(cand, "it cannot be proved: broker rotate --accept "+c.cfg.Client+" installs it", clock.Reading{})
+	case c.cfg.Prove == ProveNone:
+		c.install(cand, nil)
+	default:
+		return c.prove(ctx, cand)
+	}
+	return nil
+}
+
+// prove gets a token with the candidate, and asks the API if the profile says
+// so; success installs both.
+func (c *Credential) prove(ctx context.Context, cand *candidate) error {
+	if err := c.ledger.minting.take(ctx); err != nil {
+		return err
+	}
+	defer c.ledger.minting.give()
+	b := cand.bundle
+	live := &Live{Version: b.Version, Fields: b.Fields, id: c.id(b.Version)}
+	var proof *oidc.Token
+	var err error
+	if c.deps.Issuer != nil {
+		var token oidc.Token
+		token, err = c.attempt(ctx, live, c.cfg.Default)
+		proof = &token
+	}
+	if err == nil && c.cfg.Prove == ProveProbe {
+		err = c.proveByProbe(ctx, live, proof)
+	}
+	if err == nil {
+		c.install(cand, proof)
+		return nil
+	}
+	var next clock.Reading
+	var e *Error
+	if errors.As(err, &e) && e.RetryAfter > 0 {
+		next = c.deps.Clock.Now().Add(e.RetryAfter)
+	}
+	c.hold(cand, "not proved: "+err.Error(), next)
+	return nil
+}
+
+// hold says why the candidate is not installed, and when to try again. It says
+// whether the reason is a new one.
+func (c *Credential) hold(cand *candidate, why string, next clock.Reading) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changed := cand.why != why
+	cand.why, cand.next = why, next
+	signal(c.replan) // somebody else than Run may be asking
+	return changed
+}
+
+// lacking says in words what a bundle does not have: required fields, or
+// fields that its predecessor had ("kv put" replaces all of them).
+func (c *Credential) lacking(b providers.Bundle, live *Live) string {
+	var missing []string
+	for _, name := range c.cfg.Required {
+		if b.Fields[name].Empty() {
+			missing = append(missing, name)
+		}
+	}
+	if live != nil {
+		for name := range live.Fields {
+			if _, ok := b.Fields[name]; !ok && !slices.Contains(missing, name) {
+				missing = append(missing, name)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return ""
+	}
+	slices.Sort(missing)
+	return "it lacks " + strings.Join(missing, ", ") + "; store a version with all fields"
+}
+
+func (c *Credential) install(cand *candidate, proof *oidc.Token) {
+	b := cand.bundle
+	c.mu.Lock()
+	c.candidate = nil
+	c.mu.Unlock()
+	c.current.Store(&Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
+		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)})
+	// What was current is wiped when the last token minted with it is gone:
+	// its holders keep it alive, the collector ends it.
+	how := "unproved"
+	if proof != nil && !c.deps.Issuer.Local() || c.lastProbe().of(c.Current()) {
+		how = "proved"
+	}
+	c.note(audit.BundleInstalled, b.Version, how, nil)
+}
+
+// Accept looks for a new version and installs it without proof, on an
+// administrator's word. If there is one that cannot be installed even so, why
+// says it in words.
+func (c *Credential) Accept(ctx context.Context) (installed bool, why string, err error) {
+	if err := c.Check(ctx); err != nil {
+		return false, "", err
+	}
+	if err := c.checking.take(ctx); err != nil {
+		return false, "", err
+	}
+	defer c.checking.give()
+	c.mu.Lock()
+	cand := c.candidate
+	c.mu.Unlock()
+	if cand == nil {
+		return false, "", nil
+	}
+	if why = c.lacking(cand.bundle, c.current.Load()); why != "" {
+		return false, why, nil
+	}
+	if c.refused(c.id(cand.bundle.Version)) || c.deps.Clock.Now().Sub(cand.ready) < 0 {
+		return false, cand.why, nil
+	}
+	c.install(cand, nil)
+	return true, "", nil
+}
