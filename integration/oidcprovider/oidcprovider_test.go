@@ -1,33 +1,16 @@
 //go:build real
 
-// Package oidcprovider asks oidc-provider, which nobody here wrote, for tokens.
 package oidcprovider
 
 import (
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
-	"errors"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/go-jose/go-jose/v4"
-
 	"credentialbroker/integration/real"
 	"credentialbroker/internal/clock"
-	"credentialbroker/internal/fake"
 	"credentialbroker/internal/outbound"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -35,110 +18,92 @@ import (
 
 const (
 	area   = "issuer oidc-provider"
-	server = "oidc-provider 9.13.3"
+	server = Version
 	api    = "https://api.example/" // followed by the algorithm that its tokens are signed with
 )
 
-// registration is a client as the server takes it. It allows visible ASCII and
-// the space in both values (RFC 6749 appendix A).
-type registration struct {
-	ID        string   `json:"client_id"`
-	Secret    string   `json:"client_secret"`
-	Auth      string   `json:"token_endpoint_auth_method"`
-	Grants    []string `json:"grant_types,omitempty"`
-	Redirects []string `json:"redirect_uris,omitempty"`
-	Responses []string `json:"response_types,omitempty"`
-	Scope     string   `json:"scope,omitempty"` // all that it may have
+// party is a client, and what its secret holds besides id and secret.
+type party struct {
+	Registration
+	material oidc.Material
 }
 
-func registrations() map[string]registration {
-	return map[string]registration{
+func parties() map[string]party {
+	all := map[string]party{}
+	for name, r := range map[string]Registration{
 		"post":   {ID: "post +/:%&=~", Secret: `1 s+e/c:r%e&t= "~\'%41`, Auth: "client_secret_post"},
 		"basic":  {ID: "basic +/:%&=~", Secret: `2 s+e/c:r%e&t= "~\'%41`, Auth: "client_secret_basic"},
+		"jwt":    {ID: "jwt +/:%&=~", Secret: `3 s+e/c:r%e&t= "~\'%41 of 32 bytes`, Auth: "client_secret_jwt"},
 		"reader": {ID: "reader", Secret: "secret", Auth: "client_secret_post", Scope: "read"},
 		"other": {ID: "other", Secret: "secret", Auth: "client_secret_post", Grants: []string{"authorization_code"},
 			Redirects: []string{"https://app.example/"}, Responses: []string{"code"}},
+		"login":  ForPeople("login", "client_secret_basic", "secret"),
+		"public": ForPeople("public", "none", ""),
+	} {
+		all[name] = party{Registration: r}
 	}
+	return all
 }
 
-// issuer is where servers with the same certificate run, one after another.
+// issuer is a server and all its clients.
 type issuer struct {
-	addr, dir string
+	*Server
+	clients map[string]party
 }
 
 func newIssuer(t *testing.T) issuer {
 	t.Helper()
-	cert, ca, err := fake.TLS()
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := issuer{real.FreeAddr(t), t.TempDir()}
-	for name, content := range map[string][]byte{
-		"ca.pem":   ca,
-		"cert.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}),
-		"key.pem":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
-	} {
-		if err := os.WriteFile(filepath.Join(i.dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	i := issuer{New(t), parties()}
+	i.addKeyHolders(t)
 	return i
 }
 
-// start runs a server with signing keys of its own, and gives what ends it.
 func (i issuer) start(t *testing.T) (stop func()) {
 	t.Helper()
-	setup, err := json.Marshal(map[string]any{"clients": slices.Collect(maps.Values(registrations())), "keys": signingKeys(t)})
-	if err != nil {
-		t.Fatal(err)
+	var all []Registration
+	for _, name := range slices.Sorted(maps.Keys(i.clients)) {
+		all = append(all, i.clients[name].Registration)
 	}
-	if err := os.WriteFile(filepath.Join(i.dir, "setup.json"), setup, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("node", "server.mjs", i.addr, i.dir)
-	cmd.Env = append(os.Environ(), "OIDC_MODULES="+real.Path("oidc-provider", "node_modules"))
-	p := real.Start(t, i.addr, cmd)
-	return func() {
-		_ = p.Cmd.Process.Kill()
-		for p.Cmd.Process.Signal(syscall.Signal(0)) == nil { // until it has been waited for
-			<-time.After(10 * time.Millisecond)
-		}
-	}
+	return i.Start(t, all...)
 }
 
-func signingKeys(t *testing.T) []jose.JSONWebKey {
-	t.Helper()
-	r, err1 := rsa.GenerateKey(rand.Reader, 2048)
-	p, err2 := rsa.GenerateKey(rand.Reader, 2048)
-	e, err3 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	_, d, err4 := ed25519.GenerateKey(rand.Reader)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
-		t.Fatal(err)
+// profile says how r uses the issuer, with every endpoint that it needs.
+func (i issuer) profile(r party) oidc.Profile {
+	p := oidc.Profile{TokenEndpoint: i.URL + "/token", ClientAuth: oidc.ClientAuth(r.Auth), Issuer: i.URL, JWKSURI: i.URL + "/jwks", CertificateBound: r.Bound,
+		Config: outbound.Config{CAFile: i.CAFile}}
+	if r.Bound {
+		p.TokenEndpoint = i.MTLS + "/token"
 	}
-	var keys []jose.JSONWebKey
-	for alg, key := range map[string]any{"RS256": r, "PS256": p, "ES256": e, "EdDSA": d} {
-		keys = append(keys, jose.JSONWebKey{Key: key, KeyID: rand.Text(), Algorithm: alg, Use: "sig"})
-	}
-	return keys
+	return p
 }
 
-func (i issuer) open(t *testing.T, r registration, c clock.Clock) *oidc.Client {
+// discovered is the profile of somebody who knows the issuer's name alone.
+func (i issuer) discovered(r party, path string) oidc.Profile {
+	return oidc.Profile{ClientAuth: oidc.ClientAuth(r.Auth), Issuer: i.URL + path, CertificateBound: r.Bound, Config: outbound.Config{CAFile: i.CAFile}}
+}
+
+func open(t *testing.T, p oidc.Profile, c clock.Clock) *oidc.Client {
 	t.Helper()
-	url := "https://" + i.addr
-	client, err := oidc.Open(oidc.Profile{TokenEndpoint: url + "/token", ClientAuth: oidc.ClientAuth(r.Auth), Issuer: url, JWKSURI: url + "/jwks",
-		Config: outbound.Config{CAFile: filepath.Join(i.dir, "ca.pem")}}, nil, c)
+	client, err := oidc.Open(p, nil, c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return client
 }
 
-func (r registration) material() oidc.Material {
-	return oidc.Material{"client_id": secret.FromString(r.ID), "client_secret": secret.FromString(r.Secret)}
+func (i issuer) open(t *testing.T, r party, c clock.Clock) *oidc.Client {
+	t.Helper()
+	return open(t, i.profile(r), c)
+}
+
+// bundle is what the client's secret holds.
+func (r party) bundle() oidc.Material {
+	m := oidc.Material{"client_id": secret.FromString(r.ID)}
+	if r.Secret != "" {
+		m["client_secret"] = secret.FromString(r.Secret)
+	}
+	maps.Copy(m, r.material)
+	return m
 }
 
 func TestTokens(t *testing.T) {
@@ -146,22 +111,22 @@ func TestTokens(t *testing.T) {
 	i.start(t)
 	for _, name := range []string{"post", "basic"} {
 		t.Run(name, func(t *testing.T) {
-			r := registrations()[name]
+			r := i.clients[name]
 			real.Row(t, area, server, "client_secret_"+name+", opaque and JWT tokens of RS256, PS256, ES256, EdDSA checked by issuer and JWKS")
 			c := i.open(t, r, clock.System{})
-			tok, err := c.Mint(t.Context(), r.material(), oidc.Request{Scope: "read write"})
+			tok, err := c.Mint(t.Context(), r.bundle(), oidc.Request{Scope: "read write"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if tok.Expires.Sub(tok.Sent) != 600*time.Second || tok.Scope != "read write" || tok.Narrowed || tok.JTI != "" || tok.Skew.Abs() > time.Second {
 				t.Errorf("opaque: %+v", tok)
 			}
-			narrow, err := c.Mint(t.Context(), r.material(), oidc.Request{Scope: "read write", Resource: api + "RS256"})
+			narrow, err := c.Mint(t.Context(), r.bundle(), oidc.Request{Scope: "read write", Resource: api + "RS256"})
 			if err != nil || narrow.Scope != "read" || !narrow.Narrowed {
 				t.Errorf("narrowed: %+v, %v", narrow, err)
 			}
 			for _, alg := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
-				tok, err := c.Mint(t.Context(), r.material(), oidc.Request{Scope: "read", Resource: api + alg})
+				tok, err := c.Mint(t.Context(), r.bundle(), oidc.Request{Scope: "read", Resource: api + alg})
 				if err != nil {
 					t.Errorf("%s: %v", alg, err)
 					continue
@@ -178,7 +143,7 @@ func TestRefusals(t *testing.T) {
 	real.Row(t, area, server, "refusals: wrong secret, unknown client, scope, resource, grant, path")
 	i := newIssuer(t)
 	i.start(t)
-	all := registrations()
+	all := i.clients
 	post, basic := all["post"], all["basic"]
 	wrong, unknown := post, post
 	wrong.Secret += "x"
@@ -186,7 +151,7 @@ func TestRefusals(t *testing.T) {
 	wrongBasic := basic
 	wrongBasic.Secret = "x"
 	for name, c := range map[string]struct {
-		r    registration
+		r    party
 		q    oidc.Request
 		kind oidc.Kind
 		code string
@@ -199,7 +164,7 @@ func TestRefusals(t *testing.T) {
 		"scope beyond the client's": {all["reader"], oidc.Request{Scope: "read write"}, oidc.Refused, "invalid_scope"},
 		"grant not registered":      {all["other"], oidc.Request{}, oidc.Refused, "invalid_request"}, // so this server says; RFC 6749 has unauthorized_client
 	} {
-		_, err := i.open(t, c.r, clock.System{}).Mint(t.Context(), c.r.material(), c.q)
+		_, err := i.open(t, c.r, clock.System{}).Mint(t.Context(), c.r.bundle(), c.q)
 		e, ok := err.(*oidc.Error) //nolint:errorlint // Mint promises this very type
 		if !ok || e.Kind != c.kind || e.Code != c.code {
 			t.Errorf("%s: %v (%+v)", name, err, e)
@@ -209,11 +174,8 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: %q names the client or its secret", name, e)
 		}
 	}
-	c, err := oidc.Open(oidc.Profile{TokenEndpoint: "https://" + i.addr + "/absent", Config: outbound.Config{CAFile: filepath.Join(i.dir, "ca.pem")}}, nil, clock.System{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Mint(t.Context(), post.material(), oidc.Request{}); oidc.KindOf(err) != oidc.Protocol {
+	c := open(t, oidc.Profile{TokenEndpoint: i.URL + "/absent", Config: outbound.Config{CAFile: i.CAFile}}, clock.System{})
+	if _, err := c.Mint(t.Context(), post.bundle(), oidc.Request{}); oidc.KindOf(err) != oidc.Protocol {
 		t.Errorf("wrong path: %v", err)
 	}
 }
@@ -227,12 +189,12 @@ func TestKeyRotation(t *testing.T) {
 	real.Row(t, area, server, "new signing keys are fetched, at most once a minute; an outage is told apart")
 	i := newIssuer(t)
 	stop := i.start(t)
-	r := registrations()["post"]
+	r := i.clients["post"]
 	now := &ahead{}
 	c := i.open(t, r, now)
 	mint := func(what string, want oidc.Kind) {
 		t.Helper()
-		if _, err := c.Mint(t.Context(), r.material(), oidc.Request{Resource: api + "RS256"}); oidc.KindOf(err) != want {
+		if _, err := c.Mint(t.Context(), r.bundle(), oidc.Request{Resource: api + "RS256"}); oidc.KindOf(err) != want {
 			t.Errorf("%s: %v, want %q", what, err, want)
 		}
 	}
