@@ -235,7 +235,7 @@ func TestParseRejection(t *testing.T) {
 		`{"access_token":"abc.def~+/=","status":403,"more_information":"x"}`: "",
 		`{"access_token":"a\/b","status":599}`:                               "",
 		`{"access_token":"a","fingerprint":"` + fp + `","status":401}`:       "one of",
-		`{"status":401}`:                                                                                   "one of",
+		`{"status":401}`:                                                                                   "",
 		`{"access_token":"a b","status":401}`:                                                              "printable",
 		`{"access_token":"a\u0000","status":401}`:                                                          "printable",
 		`{"access_token":"","status":401}`:                                                                 "printable",

@@ -196,8 +196,11 @@ func parseRejection(body []byte) (broker.Rejection, error) {
 	}
 	token, byToken := members["access_token"]
 	fingerprint, byFingerprint := members["fingerprint"]
-	if byToken == byFingerprint {
+	switch {
+	case byToken && byFingerprint:
 		return none, invalid("name the token by one of access_token and fingerprint")
+	case !byToken && !byFingerprint: // of an API key
+		return out, nil
 	}
 	if byFingerprint {
 		value, _ := text(fingerprint)

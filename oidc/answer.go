@@ -268,17 +268,13 @@ func granted(asked string, raw json.RawMessage) (scope string, narrowed bool, er
 	return strings.Join(have, " "), narrowed, nil
 }
 
-// measured compares the Date header with the time between sending and
-// receiving: a Date that falls in between, within its second, is no skew.
+// measured is how far the Date header is ahead of our clock.
 func (a *answer) measured() (ahead time.Duration, ok bool) {
 	date, err := http.ParseTime(a.header.Get("Date"))
 	if err != nil {
 		return 0, false
 	}
-	if ahead := date.Sub(a.received.Wall); ahead > 0 {
-		return ahead, true
-	}
-	return min(0, date.Add(time.Second).Sub(a.sent.Wall)), true
+	return clock.Ahead(date, a.sent, a.received), true
 }
 
 // skew is what was measured, or 0.

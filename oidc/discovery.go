@@ -156,11 +156,8 @@ func (c *Client) document(ctx context.Context, at *url.URL, limit int) (*answer,
 	if err != nil {
 		return nil, err
 	}
-	// A document may come from a cache, or from another host than tokens do:
-	// its Date counts as long as nothing better is known.
-	if c.ahead.Load() == nil && a.header.Get("Age") == "" {
-		c.remember(a)
-	}
+	// Its Date is not remembered: a document may come from a cache, or from
+	// another host than tokens do.
 	return a, nil
 }
 

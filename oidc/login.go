@@ -85,6 +85,10 @@ func (c *Client) Redeem(ctx context.Context, m Material, a Authorization, code s
 	return c.ask(ctx, m, q)
 }
 
+// Redirect gives the redirect URI of a login that asked for one; empty: the
+// registered one.
+func (c *Client) Redirect(asked string) (string, bool) { return c.profile.redirect(asked) }
+
 // redirect gives the redirect URI of a login: the registered one, or, where
 // that is on loopback and without a port, the same on any port (RFC 8252 §7.3).
 func (p Profile) redirect(asked string) (string, bool) {

@@ -13,7 +13,7 @@ const clockTrouble = 30 * time.Second // a clock's error that may be why an asse
 func (c *Client) refusal(a *answer, q *request) *Error {
 	e := a.refusal(&c.profile, q)
 	judged := e.Kind == InvalidClient || e.Kind == InvalidGrant || e.Kind == Refused && e.Code == "invalid_grant"
-	if now, ok := a.measured(); ok && q.signed && judged && (now-q.ahead).Abs() > clockTrouble {
+	if now, ok := a.measured(); ok && q.signed && judged && now.Abs() <= maxSkew && (now-q.ahead).Abs() > clockTrouble {
 		// The key was not judged, the time was: the next assertion is made by
 		// the issuer's clock, which is known now.
 		why := a.clockHint()
@@ -44,9 +44,9 @@ func (a *answer) refusal(p *Profile, q *request) *Error {
 	case rejected && code == "invalid_grant" && q.grant != grantClient && q.grant != "":
 		what, hint := q.granted()
 		return say(InvalidGrant, hint, "the issuer refuses %s (%s, HTTP %d)", what, code, a.status)
-	case rejected && code == "invalid_client", a.status == http.StatusUnauthorized && code != "":
-		// 401 is for a client that was not authenticated (RFC 6749 §5.2),
-		// whatever the code beside it: Keycloak says unauthorized_client.
+	case rejected && code == "invalid_client", a.status == http.StatusUnauthorized && code == "unauthorized_client":
+		// 401 is for a client that was not authenticated (RFC 6749 §5.2);
+		// Keycloak says unauthorized_client beside it.
 		what, hint := p.evidence()
 		return say(InvalidClient, hint, "the issuer refuses %s (%s, HTTP %d)", what, code, a.status)
 	case code != "" && code != "invalid_client" && (rejected || a.status == http.StatusForbidden):

@@ -200,7 +200,7 @@ func (q *request) size() int {
 // assertion that is a grant.
 func (c *Client) authenticate(m Material, q *request, at *url.URL) error {
 	if ahead := c.ahead.Load(); ahead != nil {
-		q.ahead = *ahead
+		q.ahead = max(-maxSkew, min(*ahead, maxSkew)) // nobody's Date dates an assertion to next year
 	}
 	now := c.clock.Now().Wall.Add(q.ahead)
 	if q.grant == grantJWT {

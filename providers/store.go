@@ -10,6 +10,15 @@ import (
 	"credentialbroker/internal/secret"
 )
 
+// A Condition bounds what Store may do to fields that are there.
+type Condition int
+
+// The conditions.
+const (
+	Any    Condition = iota // they are replaced
+	Absent                  // they must not be there: a Conflict
+)
+
 // Store is the inverse of Load: it writes values, by the client's own names of
 // fields, to where s says that they live. The other fields of those secrets
 // stay, and a secret that does not exist yet is created with named fields. It
@@ -21,7 +30,7 @@ import (
 // the error says so. A Conflict with another writer is returned: to try again
 // is the caller's decision. Values stay the caller's to wipe. A field that was
 // no string in the manager's JSON is one afterwards, with the same value here.
-func Store(ctx context.Context, p Provider, s Spec, values map[string]secret.Secret) (Version, error) {
+func Store(ctx context.Context, p Provider, s Spec, values map[string]secret.Secret, when Condition) (Version, error) {
 	w, ok := p.(Writer)
 	if !ok {
 		return "", &Error{Kind: Unsupported, Ref: s.Ref, Message: "this secrets manager is read-only here",
@@ -53,7 +62,7 @@ func Store(ctx context.Context, p Provider, s Spec, values map[string]secret.Sec
 		}
 	}()
 	for r, list := range changes {
-		if puts[r], err = merge(r, read[r].Fields, list); err != nil {
+		if puts[r], err = merge(r, read[r].Fields, list, when); err != nil {
 			return "", err
 		}
 	}
@@ -111,7 +120,7 @@ func (s Spec) takes(key string) bool {
 
 // merge puts the changes into the fields of a secret, so that find and pick
 // read them back. from may be nil: the secret is new.
-func merge(r Ref, from map[string]secret.Secret, list []change) (map[string]secret.Secret, error) {
+func merge(r Ref, from map[string]secret.Secret, list []change, when Condition) (map[string]secret.Secret, error) {
 	refuse := func(format string, args ...any) (map[string]secret.Secret, error) {
 		return nil, &Error{Kind: Malformed, Ref: r, Message: fmt.Sprintf(format, args...),
 			Hint: "give the field a secret of its own, as in fields: { " + list[0].name + ": { path: … } }"}
@@ -131,6 +140,9 @@ func merge(r Ref, from map[string]secret.Secret, list []change) (map[string]secr
 		}
 		if other, ok := taken[c.key]; ok {
 			return refuse("%s and %s are the same field there", other, c.name)
+		}
+		if when == Absent && !from[c.key].Empty() {
+			return nil, &Error{Kind: Conflict, Ref: r, Message: "somebody else has stored " + c.name + " meanwhile"}
 		}
 		taken[c.key] = c.name
 		out[c.key] = c.value

@@ -133,7 +133,7 @@ func TestStoreThenLoad(t *testing.T) {
 		for kind, open := range managers(t) {
 			p := open()
 			fill(t, p, c.have)
-			v, err := providers.Store(t.Context(), p, c.spec, secrets(c.store))
+			v, err := providers.Store(t.Context(), p, c.spec, secrets(c.store), providers.Any)
 			if err != nil {
 				t.Errorf("%s, %s: %v", c.name, kind, err)
 				continue
@@ -160,11 +160,11 @@ func TestStoreThenLoad(t *testing.T) {
 func TestStoreBeforeTheRestIsThere(t *testing.T) {
 	p := fake.NewStore()
 	spec := providers.Spec{Ref: providers.Ref{Path: "main"}, Fields: fieldPlaces{"private_key": at("key", "")}}
-	v, err := providers.Store(t.Context(), p, spec, secrets(fieldMap{"private_key": "k"}))
+	v, err := providers.Store(t.Context(), p, spec, secrets(fieldMap{"private_key": "k"}), providers.Any)
 	if v != "" || err != nil || p.Stats().Puts != 1 {
 		t.Fatalf("%q, %v, %+v", v, err, p.Stats())
 	}
-	if v, err = providers.Store(t.Context(), p, spec, secrets(fieldMap{"client_id": "id"})); v != "1+1" || err != nil {
+	if v, err = providers.Store(t.Context(), p, spec, secrets(fieldMap{"client_id": "id"}), providers.Any); v != "1+1" || err != nil {
 		t.Errorf("%q, %v", v, err)
 	}
 }
@@ -196,7 +196,7 @@ func TestStoreRefuses(t *testing.T) {
 	} {
 		p := fake.NewStore()
 		fill(t, p, have)
-		_, err := providers.Store(t.Context(), p, c.spec, secrets(c.store))
+		_, err := providers.Store(t.Context(), p, c.spec, secrets(c.store), providers.Any)
 		if providers.KindOf(err) != c.kind || err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %s, %q", c.name, err, c.kind, c.says)
 		}
@@ -204,7 +204,7 @@ func TestStoreRefuses(t *testing.T) {
 			t.Errorf("%s: something was written", c.name)
 		}
 	}
-	_, err := providers.Store(t.Context(), readOnly{fake.NewStore()}, providers.Spec{Ref: main}, secrets(fieldMap{"a": "1"}))
+	_, err := providers.Store(t.Context(), readOnly{fake.NewStore()}, providers.Spec{Ref: main}, secrets(fieldMap{"a": "1"}), providers.Any)
 	if providers.KindOf(err) != providers.Unsupported || !strings.Contains(err.Error(), "read-only") {
 		t.Errorf("a manager that cannot write: %v", err)
 	}
@@ -228,7 +228,7 @@ func TestStoreMeetsAnotherWriter(t *testing.T) {
 		p := racing{fake.NewStore(), path}
 		fill(t, p.Store, map[string]fieldMap{"main": {"client_id": "id"}, "key": {"pem": "old"}})
 		spec := providers.Spec{Ref: providers.Ref{Path: "main"}, Fields: fieldPlaces{"private_key": at("key", "pem")}}
-		_, err := providers.Store(t.Context(), p, spec, secrets(fieldMap{"private_key": "k", "key_id": "7"}))
+		_, err := providers.Store(t.Context(), p, spec, secrets(fieldMap{"private_key": "k", "key_id": "7"}), providers.Any)
 		if providers.KindOf(err) != providers.Conflict || !strings.Contains(err.Error(), written) || strings.Contains(err.Error(), "already") != (written != "") {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -244,7 +244,7 @@ func TestStoreWhileTheManagerIsDown(t *testing.T) {
 	fill(t, p, map[string]fieldMap{"main": {"client_id": "id"}})
 	for _, kind := range []providers.Kind{providers.Unavailable, providers.Denied, providers.Deleted} {
 		p.SetFault(kind)
-		if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, secrets(fieldMap{"a": "1"})); providers.KindOf(err) != kind {
+		if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, secrets(fieldMap{"a": "1"}), providers.Any); providers.KindOf(err) != kind {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
@@ -261,18 +261,18 @@ func TestStoreWhileTheManagerIsDown(t *testing.T) {
 func TestStoreLeavesTheCallersValues(t *testing.T) {
 	p := fake.NewStore()
 	values := secrets(fieldMap{"a": "1"})
-	if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, values); err != nil {
+	if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, values, providers.Any); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := values["a"].AppendTo(nil); string(got) != "1" || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
 	p.Set("key", fieldMap{providers.Whole: "old"})
-	if _, err := providers.Store(t.Context(), p, providers.Spec{Fields: fieldPlaces{"a": at("key", "")}}, values); err != nil || values["a"].Use(func([]byte) error { return nil }) != nil {
+	if _, err := providers.Store(t.Context(), p, providers.Spec{Fields: fieldPlaces{"a": at("key", "")}}, values, providers.Any); err != nil || values["a"].Use(func([]byte) error { return nil }) != nil {
 		t.Errorf("one value: %v", err)
 	}
 	values["a"].Wipe()
-	if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, values); err == nil || p.Stats().Puts != 2 {
+	if _, err := providers.Store(t.Context(), p, providers.Spec{Ref: providers.Ref{Path: "main"}}, values, providers.Any); err == nil || p.Stats().Puts != 2 {
 		t.Errorf("a wiped value was stored: %v", err)
 	}
 }

@@ -192,13 +192,18 @@ func (l *Ledger) loginFailed(v versionID, now time.Time, code string) error {
 }
 
 func (l *Ledger) succeeded(v versionID) error {
+	return l.change(func(d *entries) {
+		d.Intent, d.Interrupted = nil, ""
+		delete(d.Refused, v)
+	})
+}
+
+// serves is for a version that has authenticated and is the current one.
+func (l *Ledger) serves(v versionID) error {
 	l.mu.Lock()
 	l.works = v
 	l.mu.Unlock()
-	return l.change(func(d *entries) {
-		d.Intent, d.Interrupted, d.Proved = nil, "", v
-		delete(d.Refused, v)
-	})
+	return l.change(func(d *entries) { d.Proved = v })
 }
 
 // forget is for an attempt that the issuer did not judge.
@@ -220,9 +225,15 @@ func (l *Ledger) failed(v versionID, now time.Time, code string) error {
 	})
 }
 
+// pardon forgets what issuers have said; what an administrator did, it does not.
 func (l *Ledger) pardon() error {
-	return l.change(func(d *entries) { d.Refused, d.Failures, d.Intent = nil, nil, nil })
+	return l.change(func(d *entries) {
+		maps.DeleteFunc(d.Refused, func(_ versionID, r refusal) bool { return r.Code != codeRevoked })
+		d.Failures, d.Intent = nil, nil
+	})
 }
+
+const codeRevoked = "revoked"
 
 func (d *entries) exhausted(now time.Time, limit int, v versionID) time.Time {
 	var recent []time.Time

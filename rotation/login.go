@@ -33,6 +33,7 @@ import (
 
 // Refresh says where a client's refresh token is.
 type Refresh struct {
+	Issuer   string // that gives the tokens; New fills it in
 	Provider string // the name of the secrets manager
 	Ref      providers.Ref
 	Owner    string // this host; no other one may use the token
@@ -70,16 +71,17 @@ const (
 	fieldKey        = "seal_key"
 	fieldGeneration = "generation"
 	fieldOwner      = "owner"
+	fieldIssuer     = "issuer"
 )
 
 func (l *Ledger) loginOf(client string, r Refresh) *login {
-	place, _ := json.Marshal([]any{r.Provider, r.Ref}) // strings
+	place, _ := json.Marshal([]any{r.Issuer, r.Provider, r.Ref}) // strings
 	sum := sha256.Sum256(place)
 	key := hex.EncodeToString(sum[:4]) + ":"
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.logins[key] == nil {
-		l.logins[key] = &login{client: client, place: key, file: strings.TrimSuffix(l.file, ".json") + ".login"}
+		l.logins[key] = &login{client: client, place: key, file: strings.TrimSuffix(l.file, ".json") + "." + hex.EncodeToString(sum[:4]) + ".login"}
 		l.logins[key].publish("")
 	}
 	return l.logins[key]
@@ -120,20 +122,20 @@ func (c *Credential) openLogin(ctx context.Context, l *login) error {
 	}
 	defer b.Wipe()
 	l.manager = trouble{}
-	l.take(b, c.cfg.Refresh.Owner)
+	l.take(b, *c.cfg.Refresh)
 	return nil
 }
 
 // take makes what the manager has, and the seal, the login's state.
-func (l *login) take(b providers.Bundle, owner string) {
+func (l *login) take(b providers.Bundle, r Refresh) {
 	l.token.Wipe()
 	l.key.Wipe()
 	l.token, l.key = cloned(b, fieldToken), cloned(b, fieldKey)
-	l.gen, _ = strconv.ParseUint(text(b, fieldGeneration), 10, 63)
+	l.gen = generation(b)
 	l.version, l.pending, l.opened, l.reason = b.Version, false, true, ""
-	if o := text(b, fieldOwner); o != "" && o != owner {
+	if l.reason = foreign(b, r); l.reason != "" {
 		l.token.Wipe()
-		l.token, l.reason = secret.Secret{}, fmt.Sprintf("host %s owns the refresh token, and this is %s: two hosts would end each other's login", o, owner)
+		l.token = secret.Secret{}
 		return
 	}
 	gen, token, err := l.unseal()
@@ -146,13 +148,26 @@ func (l *login) take(b providers.Bundle, owner string) {
 		l.token.Wipe()
 		l.gen, l.token, l.pending = gen, token, true
 		return
+	case gen == l.gen && token.Equal(l.token): // it is in the manager
+		token.Wipe()
+		_ = remove(l.file)
 	default:
 		token.Wipe()
-		_ = remove(l.file) // it is in the manager
 	}
 	if l.token.Empty() && l.reason == "" {
 		l.reason = "nobody has logged in yet"
 	}
+}
+
+// foreign says why a refresh token is not this host's to use.
+func foreign(b providers.Bundle, r Refresh) string {
+	if o := text(b, fieldOwner); o != "" && o != r.Owner {
+		return fmt.Sprintf("host %.64q owns the refresh token, and this is %.64q: two hosts would end each other's login", o, r.Owner)
+	}
+	if i := text(b, fieldIssuer); i != "" && i != r.Issuer {
+		return fmt.Sprintf("the refresh token is of another issuer, %.200q", i)
+	}
+	return ""
 }
 
 func cloned(b providers.Bundle, field string) secret.Secret {
@@ -169,19 +184,29 @@ func text(b providers.Bundle, field string) (s string) {
 	return s
 }
 
+// generation is 0 for a token that a person has stored.
+func generation(b providers.Bundle) uint64 {
+	gen, err := strconv.ParseUint(text(b, fieldGeneration), 10, 40) // one a second for 30,000 years
+	if err != nil {
+		return 0
+	}
+	return gen
+}
+
 // loginKey makes sure that there is a key, in the manager too, before there is
 // anything to seal.
 func (c *Credential) loginKey(ctx context.Context, l *login) error {
-	if !l.key.Empty() {
+	if _, err := l.cipher(); err == nil {
 		return nil
 	}
+	l.key.Wipe() // it is none
 	key := make([]byte, 32)
 	_, _ = rand.Read(key) // it does not fail
 	l.key = secret.New([]byte(base64.StdEncoding.EncodeToString(key)))
 	clear(key)
 	if err := c.pushLogin(ctx, l); err != nil {
 		l.key.Wipe()
-		l.key = secret.Secret{}
+		l.key, l.opened = secret.Secret{}, false // whatever came of it is read first
 		return &Error{Kind: NoBundle, Code: string(providers.KindOf(err)), RetryAfter: longestWait, Err: err,
 			Detail: "the secrets manager has to take refresh tokens, and does not: " + err.Error()}
 	}
@@ -195,7 +220,7 @@ func (c *Credential) pushLogin(ctx context.Context, l *login) error {
 	if !ok {
 		return &providers.Error{Kind: providers.Unsupported, Ref: c.cfg.Refresh.Ref, Message: "this secrets manager can only be read", Hint: "name one under refresh: that can be written"}
 	}
-	fields := map[string]secret.Secret{fieldKey: l.key, fieldOwner: secret.FromString(c.cfg.Refresh.Owner),
+	fields := map[string]secret.Secret{fieldKey: l.key, fieldOwner: secret.FromString(c.cfg.Refresh.Owner), fieldIssuer: secret.FromString(c.cfg.Refresh.Issuer),
 		fieldGeneration: secret.FromString(strconv.FormatUint(l.gen, 10))}
 	if !l.token.Empty() {
 		fields[fieldToken] = l.token
@@ -216,7 +241,29 @@ func (c *Credential) pushLogin(ctx context.Context, l *login) error {
 	}
 	l.version, l.pending, l.manager = v, false, trouble{}
 	l.publish(l.reason)
+	return l.unsealed()
+}
+
+// unsealed removes the seal, unless it holds what nobody else has.
+func (l *login) unsealed() error {
+	gen, token, err := l.unseal()
+	defer token.Wipe()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil || gen > l.gen:
+		return l.keepAside()
+	}
 	return remove(l.file)
+}
+
+// keepAside keeps a seal that is about to be replaced and may hold the newest
+// token: its key, or the secret before, may come back.
+func (l *login) keepAside() error {
+	if err := os.Rename(l.file, l.file+".old"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // resolve looks who has written in between: this process, whose answer was
@@ -227,16 +274,15 @@ func (c *Credential) resolve(ctx context.Context, w providers.Writer, l *login, 
 		return "", err
 	}
 	defer b.Wipe()
-	owner := text(b, fieldOwner)
-	gen, _ := strconv.ParseUint(text(b, fieldGeneration), 10, 63)
+	gen := generation(b)
+	why := foreign(b, *c.cfg.Refresh)
 	switch {
-	case owner != "" && owner != c.cfg.Refresh.Owner:
+	case why != "":
 		l.token.Wipe()
-		l.token, l.pending = secret.Secret{}, false
-		l.reason = fmt.Sprintf("host %s has taken the login over", owner)
-		_ = remove(l.file)
+		l.token, l.pending, l.reason = secret.Secret{}, false, why
+		_ = l.keepAside()
 		return "", &providers.Error{Kind: providers.Conflict, Ref: c.cfg.Refresh.Ref, Message: l.reason}
-	case gen == l.gen && b.Fields[fieldToken].Equal(l.token):
+	case gen == l.gen && b.Fields[fieldToken].Equal(l.token) && b.Fields[fieldKey].Equal(l.key):
 		return b.Version, nil
 	}
 	return w.Put(ctx, c.cfg.Refresh.Ref, fields, b.Version)
@@ -270,6 +316,12 @@ func (l *login) seal() error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return err
+	}
+	if gen, token, err := l.unseal(); err != nil || gen >= l.gen {
+		token.Wipe()
+		_ = l.keepAside()
+	} else {
+		token.Wipe()
 	}
 	return replace(l.file, data)
 }

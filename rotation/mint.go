@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -40,6 +41,8 @@ type Error struct {
 	Detail     string
 	RetryAfter time.Duration
 	Err        error
+
+	Client string // LoginRequired: whom somebody has to log in for
 
 	fresh bool // the issuer said so just now: a newer version may be there
 }
@@ -194,6 +197,9 @@ func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
 	// If this cannot be written, the intent stays on disk: that costs a part of
 	// the budget after a restart, and no token now.
 	_ = c.recorded(c.ledger.succeeded(live.id))
+	if current := c.Current(); current != nil && current.id == live.id {
+		_ = c.recorded(c.ledger.serves(live.id))
+	}
 	c.minted(live, r, t)
 }
 
@@ -212,9 +218,8 @@ func (c *Credential) minted(live *Live, r oidc.Request, t oidc.Token) {
 // allowed says why no attempt may be made now.
 func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 	if f, ok := c.ledger.refusal(live.id); ok {
-		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0,
-			Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): store a new version, or, if the issuer was wrong, run broker retry %s",
-				live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.cfg.Client)}
+		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0, Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): %s",
+			live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.remedy())}
 	}
 	if at := c.ledger.exhausted(now.Wall, c.cfg.Failures, live.id); !at.IsZero() {
 		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall),
@@ -228,6 +233,14 @@ func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 		}
 	}
 	return nil
+}
+
+// remedy is what to do about a refused version.
+func (c *Credential) remedy() string {
+	if slices.Contains(c.cfg.Required, "private_key") {
+		return fmt.Sprintf("see that the issuer has the key that broker keys show %s prints, and takes the assertion's audience; then run broker retry %[1]s", c.cfg.Client)
+	}
+	return fmt.Sprintf("store a new version, or, if the issuer was wrong, run broker retry %s", c.cfg.Client)
 }
 
 // recorded notes how a write of the ledger went.
@@ -264,9 +277,11 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 	if err := c.recorded(c.ledger.forget()); err != nil {
 		return err
 	}
-	if e.Kind == oidc.Refused {
-		return &Error{Kind: RequestRefused, Code: e.Code, Err: err,
-			Detail: fmt.Sprintf("the issuer refused the request (%s): check scope %q and audience %q of the client", e.Code, r.Scope, r.Audience+r.Resource)}
+	switch {
+	case e.Kind == oidc.Refused && e.Status != 0:
+		return &Error{Kind: RequestRefused, Code: e.Code, Err: err, Detail: fmt.Sprintf("%s (scope %q, audience %q)", e.Error(), r.Scope, r.Audience+r.Resource)}
+	case e.Kind == oidc.Refused && live != c.Current(): // of a candidate, which does not stop what serves
+		return &Error{Kind: Rejected, Code: "unusable", Err: err, Detail: e.Error(), RetryAfter: longestWait}
 	}
 	c.mu.Lock()
 	again := c.issuer.err != nil
@@ -280,10 +295,9 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 }
 
 func issuerError(err error, wait time.Duration) *Error {
-	kind := Unavailable
-	var oe *oidc.Error
-	if errors.As(err, &oe) && oe.Kind == oidc.Protocol {
-		kind = Protocol
+	kind := map[oidc.Kind]Kind{oidc.Protocol: Protocol, oidc.Refused: Rejected}[oidc.KindOf(err)] // refused: unusable, and so not sent
+	if kind == "" {
+		kind = Unavailable
 	}
 	return &Error{Kind: kind, Detail: err.Error(), RetryAfter: max(wait, time.Second), Err: err}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -19,20 +20,37 @@ type Prober interface {
 	Probe(ctx context.Context, live *Live, t *oidc.Token) error
 }
 
-// probed is what the last probe found.
+// probed is what the last probe of a bundle found.
 type probed struct {
-	id  versionID
 	at  clock.Reading
 	err error
 }
 
-// of says whether the API took this bundle.
-func (p probed) of(l *Live) bool { return l != nil && p.id == l.id && p.err == nil && !p.at.IsZero() }
+// taken says that the API took the bundle.
+func (p probed) taken() bool { return p.err == nil && !p.at.IsZero() }
 
-func (c *Credential) lastProbe() probed {
+// refused says that it did not.
+func (p probed) refused() bool { return oidc.KindOf(p.err) == oidc.InvalidClient }
+
+func (c *Credential) lastProbe(l *Live) probed {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.probed
+	return c.probes[l.id]
+}
+
+// Unprobed says whether the API has not been asked about a bundle yet, or has
+// not answered.
+func (c *Credential) Unprobed(live *Live) bool {
+	last := c.lastProbe(live)
+	return c.deps.Prober != nil && !last.taken() && !last.refused()
+}
+
+// ProbeServing is Probe for a bundle that serves already: a refusal raises an
+// alarm, and changes nothing else.
+func (c *Credential) ProbeServing(ctx context.Context, live *Live, t *oidc.Token) {
+	if err := c.Probe(ctx, live, t); oidc.KindOf(err) == oidc.InvalidClient {
+		c.note(audit.TokenRejected, live.Version, "probe", map[string]string{"alarm": "the API refuses this version of the secret: " + err.Error()})
+	}
 }
 
 // Probe asks the API whether it takes the current bundle, with a token that
@@ -45,7 +63,13 @@ func (c *Credential) Probe(ctx context.Context, live *Live, t *oidc.Token) error
 	c.deps.Uses.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.probed = probed{live.id, c.deps.Clock.Now(), err}
+	if c.probes == nil {
+		c.probes = map[versionID]probed{}
+	}
+	if serving := c.Current(); len(c.probes) > 8 && serving != nil { // candidates that were refused, one after another
+		maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != serving.id })
+	}
+	c.probes[live.id] = probed{c.deps.Clock.Now(), err}
 	return err
 }
 
@@ -53,11 +77,7 @@ func (c *Credential) Probe(ctx context.Context, live *Live, t *oidc.Token) error
 // that needs no token of an issuer.
 func (c *Credential) probeOnce(ctx context.Context) {
 	live := c.Current()
-	if c.deps.Prober == nil || live == nil || c.deps.Issuer != nil && !c.deps.Issuer.Local() {
-		return
-	}
-	last := c.lastProbe()
-	if last.id == live.id && (last.err == nil || oidc.KindOf(last.err) == oidc.InvalidClient) {
+	if live == nil || c.deps.Issuer != nil && !c.deps.Issuer.Local() || !c.Unprobed(live) {
 		return
 	}
 	var token *oidc.Token
@@ -69,9 +89,7 @@ func (c *Credential) probeOnce(ctx context.Context) {
 		defer t.Access.Wipe()
 		token = &t
 	}
-	if err := c.Probe(ctx, live, token); oidc.KindOf(err) == oidc.InvalidClient {
-		c.note(audit.TokenRejected, live.Version, "probe", map[string]string{"alarm": "the API refuses this version of the secret: " + err.Error()})
-	}
+	c.ProbeServing(ctx, live, token)
 }
 
 // proveByProbe lets the API judge a candidate. A refusal counts as one of the
@@ -85,7 +103,11 @@ func (c *Credential) proveByProbe(ctx context.Context, live *Live, t *oidc.Token
 	if !errors.As(err, &e) {
 		e = &oidc.Error{Kind: oidc.Unavailable, Message: "the API does not answer", Err: err}
 	}
-	if e.Kind != oidc.InvalidClient {
+	switch {
+	case e.Kind == oidc.InvalidClient:
+	case c.cfg.Prove != ProveProbe:
+		return nil // the issuer has judged; that the API is down says nothing
+	default:
 		return &Error{Kind: Unavailable, Detail: e.Error(), RetryAfter: max(e.RetryAfter, longestWait), Err: err}
 	}
 	now := c.deps.Clock.Now()

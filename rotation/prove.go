@@ -3,6 +3,7 @@ package rotation
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -59,7 +60,7 @@ func (c *Credential) prove(ctx context.Context, cand *candidate) error {
 		token, err = c.attempt(ctx, live, c.cfg.Default)
 		proof = &token
 	}
-	if err == nil && c.cfg.Prove == ProveProbe {
+	if err == nil && c.deps.Prober != nil { // which judges an API key too
 		err = c.proveByProbe(ctx, live, proof)
 	}
 	if err == nil {
@@ -68,7 +69,11 @@ func (c *Credential) prove(ctx context.Context, cand *candidate) error {
 	}
 	var next clock.Reading
 	var e *Error
-	if errors.As(err, &e) && e.RetryAfter > 0 {
+	if errors.As(err, &e) && e.Kind == LoginRequired {
+		c.install(cand, nil) // the old bundle gets no token either; the login proves this one
+		return nil
+	}
+	if e != nil && e.RetryAfter > 0 {
 		next = c.deps.Clock.Now().Add(e.RetryAfter)
 	}
 	c.hold(cand, "not proved: "+err.Error(), next)
@@ -106,21 +111,29 @@ func (c *Credential) lacking(b providers.Bundle, live *Live) string {
 		return ""
 	}
 	slices.Sort(missing)
+	if len(missing) == 1 && missing[0] == "private_key" {
+		return "it lacks private_key: broker keys new " + c.cfg.Client + " makes one"
+	}
 	return "it lacks " + strings.Join(missing, ", ") + "; store a version with all fields"
 }
 
 func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 	b := cand.bundle
+	live := &Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
+		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)}
+	how, minted := "unproved", proof != nil && !c.deps.Issuer.Local()
+	if minted || c.lastProbe(live).taken() {
+		how = "proved"
+	}
 	c.mu.Lock()
 	c.candidate = nil
+	maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != live.id })
 	c.mu.Unlock()
-	c.current.Store(&Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
-		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)})
 	// What was current is wiped when the last token minted with it is gone:
 	// its holders keep it alive, the collector ends it.
-	how := "unproved"
-	if proof != nil && !c.deps.Issuer.Local() || c.lastProbe().of(c.Current()) {
-		how = "proved"
+	c.current.Store(live)
+	if minted {
+		_ = c.recorded(c.ledger.serves(live.id))
 	}
 	c.note(audit.BundleInstalled, b.Version, how, nil)
 }

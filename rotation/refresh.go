@@ -11,6 +11,7 @@ import (
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
+	"credentialbroker/providers"
 )
 
 const pushTimeout = 10 * time.Second
@@ -25,6 +26,7 @@ func (c *Credential) refresh(ctx context.Context, live *Live, r oidc.Request) (o
 	if err := c.openLogin(ctx, c.login); err != nil {
 		return oidc.Token{}, err
 	}
+	c.lookAgain(ctx)
 	if err := c.loginRequired(); err != nil {
 		return oidc.Token{}, err
 	}
@@ -60,7 +62,9 @@ func (c *Credential) refresh(ctx context.Context, live *Live, r oidc.Request) (o
 		c.succeeded(live, r, t)
 		return t, nil
 	}
-	if oidc.KindOf(err) == oidc.InvalidGrant {
+	// The grant of another client is refused in the same words (RFC 6749 §5.2):
+	// a candidate does not end the login that the current bundle lives by.
+	if current := c.Current(); oidc.KindOf(err) == oidc.InvalidGrant && (current == nil || current.id == live.id) {
 		return oidc.Token{}, c.loginEnded(now, err)
 	}
 	return oidc.Token{}, c.failed(now, live, r, err)
@@ -71,7 +75,12 @@ func (c *Credential) refresh(ctx context.Context, live *Live, r oidc.Request) (o
 func (c *Credential) keepLogin(ctx context.Context, fresh secret.Secret) {
 	l := c.login
 	l.token.Wipe()
-	l.token, l.gen, l.pending, l.reason = fresh, l.gen+1, true, ""
+	l.token, l.pending, l.reason = fresh, true, ""
+	for l.gen++; ; l.gen++ { // past what was refused: a person may have gone back to an old version
+		if _, refused := c.ledger.refusal(l.id()); !refused {
+			break
+		}
+	}
 	sealed := l.seal()
 	_ = c.recorded(sealed)
 	if l.manager.until.Until(c.deps.Clock.Now()) <= 0 || sealed != nil {
@@ -94,7 +103,7 @@ func (c *Credential) loginRequired() error {
 		switch f.Code {
 		case "interrupted":
 			reason = "the daemon was killed twice while it used the refresh token, which the issuer may have replaced"
-		case "revoked":
+		case codeRevoked:
 			reason = "an administrator ended the login on " + f.At.UTC().Format(time.RFC3339)
 		}
 	}
@@ -106,7 +115,7 @@ func (c *Credential) loginRequired() error {
 		reason += ", or broker retry " + c.cfg.Client + " to try the token once more"
 	}
 	l.publish(reason)
-	return &Error{Kind: LoginRequired, Code: code, Detail: reason}
+	return &Error{Kind: LoginRequired, Code: code, Detail: reason, Client: c.cfg.Client}
 }
 
 // loginEnded is for a refresh token that the issuer refuses, which is no
@@ -134,16 +143,56 @@ func (c *Credential) settleLogin(ctx context.Context) {
 	}
 	defer c.ledger.minting.give()
 	l := c.login
-	if l.opened && !l.pending && c.loginRequired() != nil {
-		l.opened = false
-	}
-	if c.openLogin(ctx, l) != nil || c.loginRequired() != nil {
+	if c.openLogin(ctx, l) != nil {
 		return
+	}
+	if c.loginRequired() != nil {
+		if c.lookAgain(ctx); c.loginRequired() != nil {
+			return
+		}
 	}
 	if l.pending && l.manager.until.Until(c.deps.Clock.Now()) <= 0 {
 		_ = c.pushLogin(ctx, l)
 	}
 	l.publish("")
+}
+
+// lookAgain sees whether somebody else has written the refresh token: another
+// host that has taken the login over, or a person. A manager that is down
+// changes nothing.
+func (c *Credential) lookAgain(ctx context.Context) {
+	l := c.login
+	if l.pending || l.manager.until.Until(c.deps.Clock.Now()) > 0 { // a push finds it out
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, pushTimeout)
+	defer cancel()
+	c.deps.Uses.Add(1)
+	b, err := c.deps.RefreshProvider.Fetch(ctx, c.cfg.Refresh.Ref, l.version)
+	c.deps.Uses.Add(1)
+	switch {
+	case err == nil:
+		defer b.Wipe()
+		c.reconcile(ctx, b)
+	case errors.Is(err, providers.ErrUnchanged):
+		l.manager = trouble{}
+	case providers.KindOf(err).Temporary():
+		l.manager.fail(c.deps.Clock.Now(), err, 0)
+	}
+}
+
+// reconcile decides between the token in hand and what somebody else has
+// written: the newer one counts, if it is good, and another host's word always.
+func (c *Credential) reconcile(ctx context.Context, b providers.Bundle) {
+	l := c.login
+	_, refused := c.ledger.refusal(l.id())
+	if foreign(b, *c.cfg.Refresh) == "" && generation(b) < l.gen && !refused && !l.token.Empty() {
+		l.version, l.pending = b.Version, true
+		_ = c.pushLogin(ctx, l)
+		return
+	}
+	l.take(b, *c.cfg.Refresh)
+	l.publish(l.reason)
 }
 
 // Login redeems the code that a person's login brought back (RFC 6749 §4.1.3)
@@ -159,8 +208,10 @@ func (c *Credential) Login(ctx context.Context, a oidc.Authorization, code secre
 	defer c.ledger.minting.give()
 	// The code can be used once: what could fail otherwise comes before it.
 	l := c.login
+	opened := l.opened
 	l.opened, l.manager = false, trouble{}
 	if err := c.openLogin(ctx, l); err != nil {
+		l.opened = opened // the login that there is goes on
 		return Minted{}, err
 	}
 	if err := c.loginKey(ctx, l); err != nil {
@@ -203,6 +254,45 @@ func (c *Credential) Login(ctx context.Context, a oidc.Authorization, code secre
 	return Minted{t, live}, nil
 }
 
+// Authenticated calls f, which authenticates to the issuer with the current
+// bundle for another purpose than a token: by the same rules, within the same
+// budget.
+func (c *Credential) Authenticated(ctx context.Context, f func(context.Context, oidc.Material) error) error {
+	live, err := c.loaded(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.ledger.minting.take(ctx); err != nil {
+		return err
+	}
+	defer c.ledger.minting.give()
+	return c.authenticated(ctx, live, f)
+}
+
+// authenticated is Authenticated for somebody who has the minting turn. An
+// error that is not about the client is f's own.
+func (c *Credential) authenticated(ctx context.Context, live *Live, f func(context.Context, oidc.Material) error) error {
+	now := c.deps.Clock.Now()
+	if refused := c.allowed(now, live); refused != nil {
+		return refused
+	}
+	if err := c.recorded(c.ledger.intend(live.id, now.Wall)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, mintTimeout)
+	defer cancel()
+	c.deps.Uses.Add(1)
+	err := f(ctx, oidc.Material(live.Fields))
+	c.deps.Uses.Add(1)
+	if oidc.KindOf(err) == oidc.InvalidClient {
+		return c.failed(c.deps.Clock.Now(), live, oidc.Request{}, err)
+	}
+	if err := c.recorded(c.ledger.forget()); err != nil {
+		return err
+	}
+	return err
+}
+
 // Logout gives the refresh token to f, which revokes it, and uses it no more,
 // also if the issuer has no way to revoke it; then f's error is returned.
 func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Material, secret.Secret) error) error {
@@ -220,14 +310,18 @@ func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Ma
 	if c.login.token.Empty() {
 		return nil
 	}
-	err = f(ctx, oidc.Material(live.Fields), c.login.token)
+	err = c.authenticated(ctx, live, func(ctx context.Context, m oidc.Material) error { return f(ctx, m, c.login.token) })
 	var e *oidc.Error
 	if cannot := errors.As(err, &e) && e.Kind == oidc.Refused && e.Status == 0; err != nil && !cannot {
 		return err // the next attempt needs the token
 	}
-	if lost := c.recorded(c.ledger.loginFailed(c.login.id(), c.deps.Clock.Now().Wall, "revoked")); lost != nil {
+	if lost := c.recorded(c.ledger.loginFailed(c.login.id(), c.deps.Clock.Now().Wall, codeRevoked)); lost != nil {
 		return lost
 	}
 	_ = c.loginRequired() // publishes it
+	c.login.token.Wipe()
+	c.login.token, c.login.reason = secret.Secret{}, "an administrator ended the login"
+	_ = c.pushLogin(ctx, c.login) // without it; if the manager is down, what is recorded holds
+	_ = remove(c.login.file)
 	return err
 }

@@ -61,7 +61,7 @@ type Credential struct {
 	issuer    trouble
 	state     trouble // of the state directory
 	checked   clock.Reading
-	probed    probed
+	probes    map[versionID]probed // of what serves, and of the candidate
 }
 
 // Config says what the credential is and how it is kept.
@@ -183,7 +183,10 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	c := &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
 		checking: newTurn(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1)}
 	if cfg.Refresh != nil {
-		c.login = deps.Ledger.loginOf(cfg.Client, *cfg.Refresh)
+		r := *cfg.Refresh
+		r.Issuer = deps.IssuerName
+		c.cfg.Refresh = &r
+		c.login = deps.Ledger.loginOf(cfg.Client, r)
 	}
 	return c, nil
 }

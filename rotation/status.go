@@ -12,8 +12,9 @@ type Status struct {
 	Version   providers.Version // that serves
 	Created   time.Time         // by the manager's word
 	Installed time.Time
-	Works     bool // has authenticated in this process
-	Dead      bool // the issuer has refused it
+	Works     bool   // has authenticated in this process
+	Dead      bool   // the issuer has refused it
+	Remedy    string // what to do if it is dead
 
 	Candidate providers.Version
 	Waiting   string // why the candidate is not installed
@@ -55,14 +56,16 @@ func (c *Credential) Status() Status {
 	if live != nil {
 		s.Version, s.Created, s.Installed = live.Version, live.Created, live.Installed.Wall
 		s.Works = c.ledger.hasWorked(live.id)
-		s.Dead = c.refused(live.id)
+		s.Dead, s.Remedy = c.refused(live.id), c.remedy()
 	}
 	if c.login != nil {
 		s.Login = c.login.status.Load()
 	}
-	if live != nil && c.probed.id == live.id {
-		if s.ProbeErr = c.probed.err; s.ProbeErr == nil {
-			s.Probed = c.probed.at.Wall
+	if live != nil {
+		if p := c.probes[live.id]; p.taken() {
+			s.Probed = p.at.Wall
+		} else {
+			s.ProbeErr = p.err
 		}
 	}
 	if c.candidate != nil {

@@ -31,6 +31,8 @@ type Key struct {
 	Algorithm   string          `json:"alg"`                   // JWS: RS256, ES256, EdDSA
 	JWK         json.RawMessage `json:"jwk"`                   // RFC 7517
 	Certificate string          `json:"certificate,omitempty"` // PEM, if the bundle has one
+	// Missing are the fields that the client needs and its secret lacks.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // LoginStart begins a person's login: POST /v1/clients/{client}/login.

@@ -39,7 +39,8 @@ func keysNew(s *sockets) *cobra.Command {
 	kinds := []string{"rsa-2048", "rsa-3072", "rsa-4096", "p-256", "ed25519"}
 	c := &cobra.Command{Use: "new CLIENT", Short: "Make a new key, straight into the secrets manager", Args: oneClient,
 		Long: "Make a new key for the client. The private half goes into the client's secret, as a new version of it; a key\n" +
-			"that is there already is left alone. The issuer has to know the public half before it accepts the key.\n\n" +
+			"that is there already is left alone, but --certificate makes a certificate around it. The issuer has to know\n" +
+			"the public half before it accepts the key.\n\n" +
 			"--kind is one of " + strings.Join(kinds, ", ") + ".",
 		Example: "  broker keys new acm\n  broker keys new geosecure --certificate --subject vacancies.example",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -65,6 +66,9 @@ func keysNew(s *sockets) *cobra.Command {
 			_, err = fmt.Fprintf(out, "Next:\n"+
 				"  1. give the issuer the public half:    broker keys export %[1]s --format %[2]s\n"+
 				"  2. when it knows it, have it tried:    broker retry %[1]s\n", key.Client, format)
+			if err == nil && len(key.Missing) > 0 {
+				_, err = fmt.Fprintf(out, "  3. add %s to the same secret, beside private_key: whoever replaces the secret as a whole loses the key\n", strings.Join(key.Missing, " and "))
+			}
 			return err
 		}}
 	c.Flags().StringVar(&k.Kind, "kind", "", "kind of key (default rsa-3072)")
@@ -127,7 +131,7 @@ func export(out io.Writer, key *client.Key, format string) error {
 		return printJSON(out, map[string][]json.RawMessage{"keys": {key.JWK}})
 	case "certificate":
 		if key.Certificate == "" {
-			return failure{exitData, fmt.Errorf("the secret of %s has no certificate: export the key as jwk or pem, or make a new key with broker keys new %[1]s --certificate", key.Client)}
+			return failure{exitData, fmt.Errorf("the secret of %s has no certificate: export the key as jwk or pem, or make one around the key with broker keys new %[1]s --certificate", key.Client)}
 		}
 		_, err := io.WriteString(out, strings.TrimRight(key.Certificate, "\n")+"\n")
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -75,6 +76,9 @@ func (l *login) start(ctx context.Context) (*client.Login, net.Listener, error) 
 		return start, nil, err
 	}
 	listener, whole, reason := listen(ctx, start.RedirectURI)
+	if strings.HasPrefix(reason, taken) {
+		return nil, nil, failure{exitTryAgain, fmt.Errorf("%s: another program would get the answer; end it, or paste the answer with broker login %s --paste on a machine where nothing has the port", reason, l.client)}
+	}
 	if listener == nil {
 		fmt.Fprintf(l.out, "The answer cannot be awaited: %s.\n\n", reason)
 		return start, nil, nil
@@ -98,7 +102,8 @@ func (l *login) explainAwait(start *client.Login, listener net.Listener) {
 	}
 	l.explain(start)
 	fmt.Fprintf(l.out, "The answer is awaited on %s until %s.\nIf the browser is on another machine, run there first:\n\n  ssh -L %s:%s %s\n\n"+
-		"or end this with Ctrl-C, and run broker login %s --paste.\n", start.RedirectURI, clockTime(start.Expires), port, listener.Addr(), host, l.client)
+		"or end this with Ctrl-C, and run broker login %s --paste. If the issuer says that the address is not known,\n"+
+		"register the redirect URI there, or set redirect_uri to the registered one.\n", start.RedirectURI, clockTime(start.Expires), port, listener.Addr(), host, l.client)
 }
 
 func (l *login) explainPaste(start *client.Login) {

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"credentialbroker/api/client"
@@ -111,14 +113,37 @@ func listen(ctx context.Context, redirectURI string) (l net.Listener, whole, rea
 		port = "0"
 	}
 	if l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, port)); err != nil {
-		return nil, "", "the port of the client's redirect_uri cannot be opened here: " + err.Error()
+		return nil, "", taken + err.Error()
 	}
 	if port == "0" {
 		_, port, _ = net.SplitHostPort(l.Addr().String())
 		u.Host = net.JoinHostPort(u.Hostname(), port)
 	}
+	if u.Hostname() == "localhost" {
+		six, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("::1", port))
+		if err == nil {
+			l = both{l, six}
+		} else if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EAFNOSUPPORT) {
+			_ = l.Close()
+			return nil, "", taken + err.Error()
+		}
+	}
 	return l, u.String(), ""
 }
+
+// taken begins a reason that is no invitation to paste: whoever has the port
+// gets the answer.
+const taken = "the port of the client's redirect_uri cannot be opened here: "
+
+// both is the same port of both addresses of localhost: a browser may go to
+// either first.
+type both struct {
+	net.Listener
+	other net.Listener
+}
+
+// Close implements net.Listener.
+func (b both) Close() error { return errors.Join(b.Listener.Close(), b.other.Close()) }
 
 // landing is the page to which the issuer sends the browser. It takes one
 // answer, of this login.
@@ -137,8 +162,11 @@ func await(ctx context.Context, l net.Listener, login *client.Login) (redirected
 	srv := &http.Server{Handler: page, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: log.New(io.Discard, "", 0)}
 	srv.SetKeepAlivesEnabled(false)
-	served := make(chan struct{})
-	go func() { defer close(served); _ = srv.Serve(l) }()
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(l) })
+	if b, ok := l.(both); ok {
+		serving.Go(func() { _ = srv.Serve(b.other) })
+	}
 	var answer redirected
 	select {
 	case answer = <-page.got:
@@ -152,7 +180,7 @@ func await(ctx context.Context, l net.Listener, login *client.Login) (redirected
 	if srv.Shutdown(short) != nil {
 		_ = srv.Close()
 	}
-	<-served
+	serving.Wait()
 	return answer, err
 }
 

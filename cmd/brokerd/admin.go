@@ -172,7 +172,7 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 		o.Reason = fmt.Sprintf("version %s waits: %s", st.Candidate, st.Waiting)
 	case st.Dead:
 		return client.Outcome{}, &broker.Error{Code: client.CredentialsRejected, Detail: fmt.Sprintf(
-			"version %s is the secrets manager's current one, and the issuer has refused it: store a new version, or, if the issuer was wrong, run broker retry %s", st.Version, name)}
+			"version %s is the secrets manager's current one, and the issuer has refused it: %s", st.Version, st.Remedy)}
 	case !st.Works:
 		o.Reason += "; it has not been used at the issuer yet"
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/http"
@@ -68,7 +70,16 @@ func (o *opened) clients() ([]broker.Client, error) {
 			}
 			transports[c.Config] = t
 		}
-		list = append(list, o.client(name, c, transports[c.Config]))
+		b := o.client(name, c, transports[c.Config])
+		if c.CAFile != "" {
+			pem, err := os.ReadFile(c.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("client %s: ca_file: %w", name, err)
+			}
+			sum := sha256.Sum256(pem)
+			b.Trust = hex.EncodeToString(sum[:])
+		}
+		list = append(list, b)
 	}
 	return list, nil
 }
@@ -79,7 +90,7 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 		Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
 		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
-		MaxAge: c.Rotation.MaxAge.D(), Steps: c.Rotation.Steps, KeyRejected: c.KeyRejected, Transport: transport,
+		MaxAge: c.Rotation.MaxAge.D(), KeyRejected: c.KeyRejected, Transport: transport,
 		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Prove: rotation.Prove(c.Prove),
 			AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
 	}

@@ -274,8 +274,11 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.serve()
-		if p := m.problem(t); p.Code != client.LoginRequired || !strings.Contains(p.Detail, "another-host") {
-			t.Errorf("%+v", p)
+		if p := m.problem(t); p.Code != client.LoginRequired || strings.Contains(p.Detail, "another-host") {
+			t.Errorf("%+v: consumers learn no host", p)
+		}
+		if l := m.status(t, "mijn").Login; l == nil || !strings.Contains(l.Reason, "another-host") {
+			t.Errorf("%+v", l)
 		}
 		if n := m.portal.Stats().Requests - asked; n != 0 {
 			t.Errorf("another host sent %d requests", n)

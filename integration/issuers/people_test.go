@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -73,7 +74,12 @@ func (w *world) login(t *testing.T, name string, paste bool, browser func(url st
 	if paste {
 		args = append(args, "--paste")
 	}
-	cmd := w.command(ctx, args...)
+	w.converse(t, w.command(ctx, args...), paste, browser)
+}
+
+// converse runs a command that logs in, and is its person.
+func (w *world) converse(t *testing.T, cmd *exec.Cmd, paste bool, browser func(url string) (back string)) {
+	t.Helper()
 	out, err1 := cmd.StdoutPipe()
 	in, err2 := cmd.StdinPipe()
 	var problem bytes.Buffer

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -58,6 +59,9 @@ func (w *world) oidcProvider() (all []entry) {
 		{oidcprovider.Registration{ID: "self", Auth: "self_signed_tls_client_auth", Bound: true}, "; tokens bound to the certificate", bound, "p-256"},
 		{oidcprovider.Registration{ID: "bound", Auth: "private_key_jwt", Bound: true}, " with certificate_bound_access_tokens", bound, "p-256"},
 		{oidcprovider.Registration{ID: "bearer", Auth: "private_key_jwt", Grants: []string{jwtBearer}}, "; jwt_bearer grant", "grant: jwt_bearer\n", "p-256"},
+		{oidcprovider.Registration{ID: "acm-basic" + awkward, Secret: secret, Auth: "client_secret_basic"}, "", "", ""},
+		{oidcprovider.Registration{ID: "acm-post" + awkward, Secret: secret, Auth: "client_secret_post"}, "", "", ""},
+		{oidcprovider.Registration{ID: "acm-jwt", Auth: "private_key_jwt", Alg: "RS256"}, " RS256, the issuer as audience, no kid", "", "rsa-2048"},
 		{login, "; authorization code with PKCE, refresh tokens rotate", "grant: authorization_code\nscope: read write\n", ""},
 		{public, " (public client); authorization code with PKCE, refresh tokens rotate", "grant: authorization_code\nscope: read write\n", ""},
 	}}
@@ -73,6 +77,10 @@ func (w *world) oidcProvider() (all []entry) {
 				w.accept(t, r.name())
 			},
 			use: func(t *testing.T) { p.introspected(t, r.name()) }}
+		if strings.HasPrefix(r.ID, "acm-") { // all of ACM's flows are standard ones
+			e.preset, e.server = "digitaal-vlaanderen", oidcprovider.Version
+			e.yaml = fmt.Sprintf("issuer: %[1]s\ntoken_endpoint: %[1]s/token\nintrospection_endpoint: %[1]s/token/introspection\nassertion: { audience: %[1]s }\nclient_auth: %[2]s\n", p.URL, r.Auth)
+		}
 		if r.Redirects != nil {
 			e.method += "; broker revoke --login ends it"
 			e.again = func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"credentialbroker/api/client"
 	"credentialbroker/configs"
@@ -74,6 +75,19 @@ func TestPresets(t *testing.T) {
 	})
 }
 
+// probed waits until the API has been asked about the key, which nobody waits
+// for otherwise.
+func (w *world) probed(t *testing.T, name string) {
+	t.Helper()
+	for range 100 {
+		if strings.HasPrefix(w.status(t, name).APIKey, "probed OK at ") {
+			return
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	t.Errorf("the API key is %s", w.status(t, name).APIKey)
+}
+
 // asks gives a use: the headers, asked for with o, and a call to the API.
 func (w *world) asks(name, api string, o client.Options) func(*testing.T) {
 	return func(t *testing.T) { w.usable(t, api, w.headers(t, name, o)) }
@@ -87,12 +101,13 @@ func (w *world) vdab() (all []entry) {
 	mux.Handle(fake.APIPath, issuer.Gateway())
 	site := w.site(mux)
 	for _, preset := range []string{"vdab-test", "vdab-production"} {
-		all = append(all, entry{name: preset, preset: preset, method: "client_secret_post; API key in a header of its own", server: "fake ISAM and API Connect",
-			yaml:   "token_endpoint: " + site + fake.TokenPath,
+		all = append(all, entry{name: preset, preset: preset, method: "client_secret_post; API key in a header of its own, probed", server: "fake ISAM and API Connect",
+			yaml:   "token_endpoint: " + site + fake.TokenPath + "\nprobe: { url: " + site + fake.APIPath + " }",
 			fields: map[string]string{"client_id": id, "client_secret": "vdab-secret" + awkward, "api_key": key},
 			use: func(t *testing.T) {
 				h := w.headers(t, preset, client.Options{})
 				w.usable(t, site+fake.APIPath, h)
+				w.probed(t, preset)
 				if len(h) != 2 || h["X-Ibm-Client-Id"]+h["X-IBM-Client-Id"] != key {
 					t.Errorf("%d headers", len(h))
 				}

@@ -172,7 +172,7 @@ func TestWrongClock(t *testing.T) {
 	r := i.clients["ES256"]
 	for _, by := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
 		p := i.profile(r)
-		p.Issuer, p.JWKSURI = "", "" // else the keys' answer tells the time before
+		p.Issuer, p.JWKSURI = "", ""
 		p.Assertion.Audience = i.URL
 		c := open(t, p, &ahead{by})
 		_, err := c.Mint(t.Context(), r.bundle(), oidc.Request{})
@@ -182,8 +182,11 @@ func TestWrongClock(t *testing.T) {
 		if _, err := c.Mint(t.Context(), r.bundle(), oidc.Request{}); err != nil {
 			t.Errorf("%s, second: %v", by, err)
 		}
-		c = i.open(t, r, &ahead{by}) // with the keys, which are asked for first
+		c = i.open(t, r, &ahead{by}) // with the keys, whose Date does not count
 		tok, err := c.Mint(t.Context(), r.bundle(), oidc.Request{Resource: api + "ES256", Scope: "read"})
+		if oidc.KindOf(err) == oidc.Unavailable {
+			tok, err = c.Mint(t.Context(), r.bundle(), oidc.Request{Resource: api + "ES256", Scope: "read"})
+		}
 		if err != nil || (tok.Skew+by).Abs() > 5*time.Second {
 			t.Errorf("%s, JWT: %v, %v", by, tok.Skew, err)
 		}

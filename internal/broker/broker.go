@@ -45,6 +45,7 @@ type Broker struct {
 	}
 	ledgers map[string]*rotation.Ledger // by client; Apply's
 	logins  logins                      // that are under way
+	making  sync.Mutex                  // keys
 	uses    atomic.Uint64               // of secrets
 
 	started chan struct{}           // closed when Run has begun
@@ -88,10 +89,11 @@ type Client struct {
 	KeepWarm bool
 	Owner    Owner
 	MaxAge   time.Duration // of the secret; zero: no limit
-	Steps    []string      // for a person who replaces the secret at the issuer
 
 	// Transport carries the token requests. Nil: the issuer's own.
 	Transport http.RoundTripper
+	// Trust changes with the certificate authorities that Transport trusts.
+	Trust string
 }
 
 // A Probe is a request to an API that changes nothing there.
@@ -279,7 +281,7 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		c.state = old.state // tokens, and what is known of the API key
 	}
 	if sameIssuer && reflect.DeepEqual(old.cfg.Issuer, cfg.Issuer) && old.cfg.Provider == cfg.Provider &&
-		old.cfg.RefreshProvider == cfg.RefreshProvider && reflect.DeepEqual(old.cfg.Probe, cfg.Probe) && reflect.DeepEqual(old.cfg.Headers, cfg.Headers) &&
+		old.cfg.RefreshProvider == cfg.RefreshProvider && old.cfg.Trust == cfg.Trust && sameProbe(old.cfg, cfg) &&
 		reflect.DeepEqual(old.cfg.Rotation, cfg.Rotation) && old.cfg.Default == cfg.Default {
 		c.cred, c.issuer = old.cred, old.issuer
 		return c, nil
@@ -315,6 +317,15 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 	}
 	c.cred = cred
 	return c, nil
+}
+
+// sameProbe says whether two configurations ask the API the same thing. How
+// the question travels is not compared: it is in use.
+func sameProbe(a, b Client) bool {
+	if a.Probe == nil || b.Probe == nil {
+		return a.Probe == b.Probe
+	}
+	return a.Probe.Method == b.Probe.Method && a.Probe.URL == b.Probe.URL && slices.Equal(a.Headers, b.Headers) && slices.Equal(a.KeyRejected, b.KeyRejected)
 }
 
 // issuerName tells issuers apart in records that outlive a process.

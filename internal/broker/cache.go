@@ -59,10 +59,11 @@ type clientState struct {
 	client  atomic.Pointer[cachedClient] // of the newest configuration
 	entries atomic.Pointer[map[oidc.Request]*entry]
 
-	mu  sync.Mutex // adding entries; key, jwt
-	key *keyHeld
-	jwt *keyHeld // who has had self-signed JWTs that name a user
-	bad keyComplaints
+	mu        sync.Mutex // adding entries; key, jwt
+	unrevoked []*held    // served no more, and not revoked yet
+	key       *keyHeld
+	jwt       *keyHeld // who has had self-signed JWTs that name a user
+	bad       keyComplaints
 }
 
 // entry is the cache's place for one combination of scope and audience.
@@ -266,7 +267,11 @@ func (b *Broker) fetch(ctx context.Context, e *entry) error {
 	now := b.o.Clock.Now()
 	b.metrics.minted(cl.cfg.Name, now.Sub(started), err)
 	if err == nil {
-		b.install(e, newHeld(e, m.Token, m.Live))
+		h := newHeld(e, m.Token, m.Live)
+		b.install(e, h)
+		if !cl.issuer.Local() && cl.cred.Unprobed(m.Live) { // nobody waits for this
+			b.launch(func(ctx context.Context) { cl.cred.ProbeServing(ctx, h.live, &h.token) })
+		}
 		return nil
 	}
 	err = explain(err)

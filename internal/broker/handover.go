@@ -12,6 +12,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/providers"
 	"credentialbroker/rotation"
 )
 
@@ -184,15 +185,19 @@ func (b *Broker) holders(s *clientState, have **keyHeld, live *rotation.Live, fi
 	return &(*have).holding
 }
 
-// keyComplaints is what callers say of the API key.
+// keyComplaints is what callers say of the API key of one version.
 type keyComplaints struct {
+	version providers.Version
 	callers []uint32 // uids
 	last    time.Time
 }
 
-func (s *clientState) keyRejected(c *access.Caller, now clock.Reading) {
+func (s *clientState) keyRejected(c *access.Caller, v providers.Version, now clock.Reading) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.bad.version != v {
+		s.bad = keyComplaints{version: v}
+	}
 	if !slices.Contains(s.bad.callers, c.UID) && len(s.bad.callers) < 1000 {
 		s.bad.callers = append(s.bad.callers, c.UID)
 	}

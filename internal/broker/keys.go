@@ -1,10 +1,15 @@
 package broker
 
 import (
+	"cmp"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"credentialbroker/api/client"
@@ -29,6 +34,9 @@ func (b *Broker) Key(ctx context.Context, name string) (client.Key, error) {
 	if cl == nil {
 		return client.Key{}, noClient(name)
 	}
+	if !cl.wants(fieldPrivateKey) {
+		return client.Key{}, noKeys(name)
+	}
 	bundle, err := b.readBundle(ctx, cl)
 	if err != nil {
 		return client.Key{}, err
@@ -40,71 +48,121 @@ func (b *Broker) Key(ctx context.Context, name string) (client.Key, error) {
 	return cl.publicKey(bundle)
 }
 
-// NewKey makes a key pair. The private key goes into the secrets manager, and
-// nowhere else.
+// NewKey makes a key pair, or a certificate around the key that there is. The
+// private key goes into the secrets manager, and nowhere else. A key that is
+// there stays.
 func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (client.Key, error) {
 	cl := b.clients.Load().byName[name]
-	if cl == nil {
+	switch {
+	case cl == nil:
 		return client.Key{}, noClient(name)
+	case !cl.wants(fieldPrivateKey):
+		return client.Key{}, noKeys(name)
+	case cl.cfg.Issuer.ClientAuth == oidc.TLS && !want.Certificate:
+		return client.Key{}, &Error{Code: client.InvalidRequest, Detail: "tls_client_auth needs a certificate of an authority that the issuer trusts: have one made, and store private_key and certificate together; " +
+			"if the issuer takes a self-signed one, ask for it with --certificate"}
 	}
-	if !cl.wants(fieldPrivateKey) {
-		return client.Key{}, &Error{Code: client.NotFound, Detail: name + " does not authenticate with a key: set client_auth: private_key_jwt first, and run broker reload"}
-	}
+	b.making.Lock() // another writer is found by Store
+	defer b.making.Unlock()
 	bundle, err := b.readBundle(ctx, cl)
 	if err != nil {
 		return client.Key{}, err
 	}
-	exists := !bundle.Fields[fieldPrivateKey].Empty()
-	bundle.Wipe()
-	if exists {
-		return client.Key{}, &Error{Code: client.InvalidRequest, Detail: fmt.Sprintf(
-			"%s has a private_key already, which the issuer may know: broker keys show %s prints its public half; to begin anew, remove the field in the secrets manager first", name, name)}
-	}
-	values, err := b.generate(name, want)
+	defer bundle.Wipe()
+	want.Certificate = want.Certificate || cl.wants(fieldCertificate)
+	values, err := b.generate(cl, want, bundle)
 	if err != nil {
 		return client.Key{}, err
 	}
 	defer wipeFields(values)
 	b.uses.Add(1)
-	version, err := providers.Store(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, values)
+	version, err := providers.Store(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, values, providers.Absent)
 	b.uses.Add(1)
 	if err != nil {
 		return client.Key{}, &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err,
 			Detail: "the secrets manager does not take the new key: " + err.Error()}
 	}
 	cl.cred.Wake()
-	return cl.publicKey(providers.Bundle{Version: version, Fields: values})
+	fields := maps.Clone(bundle.Fields)
+	if fields == nil {
+		fields = map[string]secret.Secret{}
+	}
+	maps.Copy(fields, values)
+	return cl.publicKey(providers.Bundle{Version: version, Fields: fields})
+}
+
+func noKeys(name string) error {
+	return &Error{Code: client.NotFound, Detail: name + " does not authenticate with a key of its own: its client_auth, or its grant, is another"}
+}
+
+// generate makes the fields that are to be stored.
+func (b *Broker) generate(cl *cachedClient, want client.NewKey, have providers.Bundle) (map[string]secret.Secret, error) {
+	values := map[string]secret.Secret{}
+	key, err := cl.keyOf(have)
+	if errors.Is(err, errNoKey) {
+		if key, err = keys.Generate(cmp.Or(want.Kind, cl.kind())); err == nil {
+			if err = key.Use(cl.signs()); err != nil {
+				err = fmt.Errorf("assertion.algorithm of the client: %w: choose another --kind", err)
+			}
+		}
+		if err == nil {
+			values[fieldPrivateKey], err = key.PEM()
+		}
+	} else if err == nil && (!want.Certificate || !have.Fields[fieldCertificate].Empty()) {
+		err = fmt.Errorf("%s has a private_key already, which the issuer may know: broker keys show %[1]s prints its public half; to begin anew, remove the field in the secrets manager first", cl.cfg.Name)
+	}
+	if err == nil && want.Certificate {
+		now := b.o.Clock.Now().Wall
+		var certificate []byte
+		if certificate, err = key.Certificate(cmp.Or(want.Subject, cl.cfg.Name), now.Add(-time.Hour), now.Add(certificateLife)); err == nil {
+			values[fieldCertificate] = secret.New(certificate)
+		}
+	}
+	if err != nil {
+		wipeFields(values)
+		return nil, &Error{Code: client.InvalidRequest, Detail: err.Error()}
+	}
+	return values, nil
+}
+
+var errNoKey = errors.New("no private_key")
+
+// keyOf is the key of a bundle.
+func (c *cachedClient) keyOf(bundle providers.Bundle) (*keys.Private, error) {
+	s := bundle.Fields[fieldPrivateKey]
+	if s.Empty() {
+		return nil, errNoKey
+	}
+	key, err := keys.Parse(s)
+	if err == nil {
+		err = key.Use(c.signs())
+	}
+	return key, err
+}
+
+// signs is the algorithm that the client's key has to sign with; empty: the
+// key's own.
+func (c *cachedClient) signs() string {
+	if c.cfg.Issuer == nil || strings.HasPrefix(c.cfg.Issuer.Assertion.Algorithm, "HS") { // of a shared secret
+		return ""
+	}
+	return c.cfg.Issuer.Assertion.Algorithm
+}
+
+// kind is the kind of key to make where none is asked for.
+func (c *cachedClient) kind() string {
+	switch c.signs() {
+	case "ES256":
+		return "p-256"
+	case "EdDSA":
+		return "ed25519"
+	}
+	return ""
 }
 
 // wants says whether the client's way of authentication needs a field.
 func (c *cachedClient) wants(field string) bool {
 	return c.cfg.Issuer != nil && slices.Contains(c.cfg.Issuer.Fields(), field)
-}
-
-// generate makes the fields that hold a new key.
-func (b *Broker) generate(name string, want client.NewKey) (map[string]secret.Secret, error) {
-	key, err := keys.Generate(want.Kind)
-	if err != nil {
-		return nil, &Error{Code: client.InvalidRequest, Detail: err.Error()}
-	}
-	private, err := key.PEM()
-	if err != nil {
-		return nil, err
-	}
-	values := map[string]secret.Secret{fieldPrivateKey: private}
-	if want.Certificate {
-		if want.Subject != "" {
-			name = want.Subject
-		}
-		now := b.o.Clock.Now().Wall
-		certificate, err := key.Certificate(name, now.Add(-time.Hour), now.Add(certificateLife))
-		if err != nil {
-			wipeFields(values)
-			return nil, &Error{Code: client.InvalidRequest, Detail: err.Error()}
-		}
-		values[fieldCertificate] = secret.New(certificate)
-	}
-	return values, nil
 }
 
 // readBundle reads what there is, complete or not; nothing is no error.
@@ -124,7 +182,7 @@ func (c *cachedClient) publicKey(bundle providers.Bundle) (client.Key, error) {
 	bad := func(field string, err error) (client.Key, error) {
 		return client.Key{}, &Error{Code: client.CredentialsRejected, Detail: fmt.Sprintf("%s of %s cannot be used: %v", field, c.cfg.Name, err), Err: err}
 	}
-	key, err := keys.Parse(bundle.Fields[fieldPrivateKey])
+	key, err := c.keyOf(bundle)
 	if err != nil {
 		return bad(fieldPrivateKey, err)
 	}
@@ -132,18 +190,28 @@ func (c *cachedClient) publicKey(bundle providers.Bundle) (client.Key, error) {
 	if id := plain(bundle.Fields[fieldKeyID]); id != "" {
 		out.KeyID = id
 	}
-	if pem := bundle.Fields[fieldCertificate]; !pem.Empty() {
-		certificate, err := keys.CertificateOf(pem)
+	if stored := bundle.Fields[fieldCertificate]; !stored.Empty() {
+		certificate, err := keys.CertificateOf(stored)
 		if err != nil {
 			return bad(fieldCertificate, err)
 		}
-		out.Certificate = plain(pem)
+		// What is around it may be anything.
+		out.Certificate = string(encode(certificate))
 		if c.cfg.Issuer != nil && c.cfg.Issuer.Assertion.KeyID == "certificate" {
 			out.KeyID, _ = keys.Thumbprints(certificate)
 		}
 	}
+	for _, name := range c.cfg.Rotation.Required {
+		if bundle.Fields[name].Empty() {
+			out.Missing = append(out.Missing, name)
+		}
+	}
 	out.JWK, err = key.Public(out.KeyID)
 	return out, err
+}
+
+func encode(c *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
 // plain is a field that is no secret.
@@ -161,7 +229,11 @@ func wipeFields(m map[string]secret.Secret) {
 // introspected asks the issuer about a token that is in hand; known is false
 // if it cannot be asked.
 func (b *Broker) introspected(ctx context.Context, cl *cachedClient, h *held) (in oidc.Introspection, known bool, err error) {
-	in, err = cl.issuer.Introspect(ctx, oidc.Material(h.live.Fields), h.token.Access)
+	err = cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
+		var err error
+		in, err = cl.issuer.Introspect(ctx, m, h.token.Access)
+		return err
+	})
 	var e *oidc.Error
 	if errors.As(err, &e) && e.Kind == oidc.Refused && e.Status == 0 {
 		return in, false, nil

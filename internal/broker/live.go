@@ -87,6 +87,7 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 		say("secret", name, client.OK, "the secrets manager gives %s, version %s", cl.cfg.Rotation.Spec.String(), bundle.Version)
 	}
 	b.liveCertificate(cl, say)
+	liveLogin(cl, say)
 	if cl.cfg.Probe != nil {
 		if err := b.tried(ctx, cl); err != nil {
 			say("probe", name, client.Error, "%s", detail(err))
@@ -146,6 +147,28 @@ func (b *Broker) liveCertificate(cl *cachedClient, say say) {
 		level, hint = client.Warning, ": renew it, and have the issuer know the new one first"
 	}
 	say("certificate", cl.cfg.Name, level, "the client's certificate is valid until %s%s", c.NotAfter.UTC().Format(time.RFC3339), hint)
+}
+
+// liveLogin looks at the refresh token, and at whether the next one could be
+// stored.
+func liveLogin(cl *cachedClient, say say) {
+	r := cl.cfg.Rotation.Refresh
+	if r == nil {
+		return
+	}
+	name, s := cl.cfg.Name, cl.cred.Status().Login
+	if _, writes := cl.cfg.RefreshProvider.(providers.Writer); !writes {
+		say("refresh", name, client.Error, "the secrets manager %s can only be read here, and refresh tokens have to be written: name another under refresh:", r.Provider)
+		return
+	}
+	switch {
+	case s.Required:
+		say("refresh", name, client.Error, "%s", s.Reason)
+	case s.Pending:
+		say("refresh", name, client.Error, "the newest refresh token is sealed on this host alone: %s", s.Reason)
+	default:
+		say("refresh", name, client.OK, "generation %d of the refresh token is in %s, owned by %s", s.Generation, r.Ref.String(), r.Owner)
+	}
 }
 
 // detail is an error's sentence, without the cause that it was made from.

@@ -5,8 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
-	"net"
-	"net/url"
 	"sync"
 	"time"
 
@@ -17,10 +15,7 @@ import (
 	"credentialbroker/oidc"
 )
 
-const (
-	loginPatience   = 10 * time.Minute
-	defaultRedirect = "http://127.0.0.1/callback"
-)
+const loginPatience = 10 * time.Minute
 
 // logins are those that are under way: at most one a client, in memory alone.
 type logins struct {
@@ -41,8 +36,9 @@ func (b *Broker) StartLogin(ctx context.Context, name, redirect string) (client.
 	if err != nil {
 		return client.Login{}, err
 	}
-	if redirect, err = cl.redirect(redirect); err != nil {
-		return client.Login{}, err
+	redirect, ok := cl.issuer.Redirect(redirect)
+	if !ok {
+		return client.Login{}, &Error{Code: client.InvalidRequest, Detail: "the redirect_uri is not the client's; on loopback the port alone may differ, if redirect_uri has none"}
 	}
 	live, err := cl.cred.Bundle(ctx)
 	if err != nil {
@@ -115,33 +111,6 @@ func (b *Broker) loginClient(name string) (*cachedClient, error) {
 		return nil, &Error{Code: client.NotFound, Detail: name + " needs no login: its grant is not authorization_code"}
 	}
 	return cl, nil
-}
-
-// redirect checks the address that the code is to come back to: the
-// configured one, with any port if it is on loopback and has none (RFC 8252
-// §7.3).
-func (c *cachedClient) redirect(asked string) (string, error) {
-	configured := c.cfg.Issuer.RedirectURI
-	if configured == "" {
-		configured = defaultRedirect
-	}
-	if asked == "" || asked == configured {
-		return configured, nil
-	}
-	want, err1 := url.Parse(configured)
-	have, err2 := url.Parse(asked)
-	if err1 == nil && err2 == nil && want.Scheme == "http" && onLoopback(want.Hostname()) && want.Port() == "" && have.Port() != "" {
-		want.Host = net.JoinHostPort(want.Hostname(), have.Port())
-		if want.String() == asked {
-			return asked, nil
-		}
-	}
-	return "", &Error{Code: client.InvalidRequest, Detail: "the redirect_uri is not the client's, " + configured}
-}
-
-func onLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // newVerifier makes 43 characters of 256 random bits (RFC 7636 §4.1).

@@ -68,7 +68,11 @@ func (p *prober) Probe(ctx context.Context, live *rotation.Live, t *oidc.Token) 
 	if err != nil {
 		return &oidc.Error{Kind: oidc.Unavailable, Message: u.Host + ": the API's answer to the probe broke off", Err: err}
 	}
-	return p.judge(resp, body, skew(resp, sent, p.clock.Now()))
+	var ahead time.Duration
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		ahead = clock.Ahead(date, sent, p.clock.Now())
+	}
+	return p.judge(resp, body, ahead)
 }
 
 // judge says what an answer means. Only an API's own refusal counts: a 401
@@ -97,6 +101,10 @@ func (p *prober) judge(resp *http.Response, body []byte, skew time.Duration) err
 	case resp.StatusCode >= 500:
 		return &oidc.Error{Kind: oidc.Unavailable, Status: resp.StatusCode, Message: fmt.Sprintf("%s: the API cannot answer the probe now (HTTP %d)", host, resp.StatusCode)}
 	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		return &oidc.Error{Kind: oidc.Protocol, Status: resp.StatusCode, Message: host + ": the answer to the probe is a 401 that is neither JSON nor names a scheme in WWW-Authenticate",
+			Hint: "a proxy or gateway may have answered in the API's place; if it was the API, the key or token may be wrong"}
+	}
 	return &oidc.Error{Kind: oidc.Protocol, Status: resp.StatusCode, Message: fmt.Sprintf("%s: the answer to the probe says nothing about the secret (HTTP %d)", host, resp.StatusCode),
 		Hint: "choose a probe.url that any client of this API may read"}
 }
@@ -109,19 +117,6 @@ func zgwRefusal(code string) bool {
 		return true
 	}
 	return false
-}
-
-// skew is how far the API's clock is ahead of ours, beyond what the way there
-// and back explains.
-func skew(resp *http.Response, sent, received clock.Reading) time.Duration {
-	date, err := http.ParseTime(resp.Header.Get("Date"))
-	if err != nil {
-		return 0
-	}
-	if ahead := date.Sub(received.Wall); ahead > 0 {
-		return ahead
-	}
-	return min(0, date.Add(time.Second).Sub(sent.Wall))
 }
 
 // tried asks the API about what serves now; check --live calls it.

@@ -78,6 +78,44 @@ func TestRejectOfTheKeyNeverFetches(t *testing.T) {
 			t.Errorf("%d callers complained, want 1", s.KeyComplaints)
 		}
 		w.mustGet() // one caller's word does not stop the others
+		// Nor does it outlive the key.
+		w.secret(theSecret)
+		if _, err := w.b.Rotate(w.t.Context(), "vdab", false); err != nil {
+			w.t.Fatal(err)
+		}
+		if s := w.b.Status()[0]; s.Credential.Version != "2" || s.KeyComplaints != 0 {
+			w.t.Errorf("version %s, %d complaints", s.Credential.Version, s.KeyComplaints)
+		}
+	})
+}
+
+// Only a 401 says that a token is bad; and of a client without tokens, that
+// its key is.
+func TestRejectByStatus(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		for _, status := range []int{400, 403, 404, 429, 500, 503} {
+			r, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Fingerprint: g.Token.Fingerprint, Status: status, MoreInformation: "Rate Limit exceeded"})
+			if err != nil || r.Replaced || r.Reason == "" {
+				w.t.Errorf("%d: %+v, %v", status, r, err)
+			}
+		}
+		if r, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Status: 401}); err != nil || r.Replaced {
+			w.t.Errorf("%+v, %v", r, err)
+		}
+		if n := w.issuer.Stats().Minted; n != 1 {
+			w.t.Errorf("%d tokens, want 1", n)
+		}
+		w.with(func(c *Client) {
+			c.Issuer, c.Headers, c.KeyRejected = nil, []Header{{"X-IBM-Client-Id", "{api_key}"}}, nil
+			c.Allow[0].Surfaces = []access.Surface{access.APIKey}
+		})
+		_, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Status: 401})
+		wantCode(w.t, err, client.APIKeyRejected)
+		if s := w.b.Status()[0]; s.KeyComplaints != 1 {
+			w.t.Errorf("%d complaints", s.KeyComplaints)
+		}
 	})
 }
 

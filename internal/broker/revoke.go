@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
+	"credentialbroker/rotation"
 )
 
 // Revoke forgets the client's tokens, so that the next request gets a new one,
@@ -32,23 +32,44 @@ func (b *Broker) Revoke(ctx context.Context, name string, login bool) (client.Ou
 			return cl.issuer.Revoke(ctx, m, token, "refresh_token")
 		}))
 	}
-	for _, e := range cl.all() {
-		h := e.held.Load()
-		if h == nil {
-			continue
-		}
+	for _, h := range b.withdraw(cl) {
 		if r.last.Before(h.token.Expires.Wall) {
 			r.last = h.token.Expires.Wall
 		}
-		err := cl.issuer.Revoke(ctx, oidc.Material(h.live.Fields), h.token.Access, "access_token")
-		if r.count(err) {
+		if r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
+			r.count(r.why)
+		} else if r.count(cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
+			return cl.issuer.Revoke(ctx, m, h.token.Access, "access_token")
+		})) {
 			b.o.Audit.Note(audit.Event{Type: audit.TokenRevoked, Client: name, Version: string(h.live.Version), Fingerprint: h.token.Fingerprint, JTI: h.token.JTI})
+			continue
 		}
-		if e.held.CompareAndSwap(h, nil) {
-			b.retireToken(h)
-		}
+		cl.state.mu.Lock()
+		cl.state.unrevoked = append(cl.state.unrevoked, h)
+		cl.state.mu.Unlock()
 	}
 	return r.outcome(cl)
+}
+
+// withdraw takes the client's tokens out of the cache, and gives them together
+// with those that could not be revoked before and have not ended.
+func (b *Broker) withdraw(cl *cachedClient) (list []*held) {
+	now := b.o.Clock.Now()
+	cl.state.mu.Lock()
+	for _, h := range cl.state.unrevoked {
+		if h.token.Expires.Until(now) > 0 {
+			list = append(list, h)
+		}
+	}
+	cl.state.unrevoked = nil
+	cl.state.mu.Unlock()
+	for _, e := range cl.all() {
+		if h := e.held.Swap(nil); h != nil {
+			b.retireToken(h)
+			list = append(list, h)
+		}
+	}
+	return list
 }
 
 // revoked sums up.
@@ -56,6 +77,14 @@ type revoked struct {
 	done, kept int
 	why        error // of the last that was kept
 	last       time.Time
+}
+
+// hopeless says that asking once more would not help, and may count at the
+// issuer.
+func (r *revoked) hopeless() bool {
+	var refused *rotation.Error
+	var cannot *oidc.Error
+	return errors.As(r.why, &refused) || errors.As(r.why, &cannot) && cannot.Kind == oidc.Refused && cannot.Status == 0
 }
 
 func (r *revoked) count(err error) bool {
@@ -77,12 +106,22 @@ func (r *revoked) outcome(cl *cachedClient) (client.Outcome, error) {
 	}
 	text := fmt.Sprintf("%d of %d tokens are forgotten here and not revoked at the issuer: %v; the last of them ends at %s",
 		r.kept, r.done+r.kept, r.why, r.last.UTC().Format("2006-01-02 15:04:05 MST"))
+	var refused *rotation.Error
+	if errors.As(r.why, &refused) {
+		var e *Error
+		if errors.As(explain(r.why), &e) {
+			e.Detail = text
+			return client.Outcome{}, e
+		}
+	}
 	var e *oidc.Error
 	if !errors.As(r.why, &e) || e.Status != 0 || e.Kind != oidc.Refused {
 		return client.Outcome{}, &Error{Code: client.IssuerUnavailable, Detail: text + "; run broker revoke " + name + " again", RetryAfter: time.Second, Err: r.why}
 	}
-	if len(cl.cfg.Steps) > 0 {
-		text += "; what a person can do there: " + strings.Join(cl.cfg.Steps, " ")
+	if cl.issuer.Local() {
+		return client.Outcome{Reason: fmt.Sprintf("%d tokens are forgotten here; the broker signs them itself, so that nobody but a new client_secret ends them before %s",
+			r.kept, r.last.UTC().Format("2006-01-02 15:04:05 MST"))}, nil
 	}
+	text += "; how to end them at the issuer is in its page of docs/issuers, under A leak"
 	return client.Outcome{Reason: text}, nil
 }

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -223,7 +225,8 @@ func explain(err error) error {
 	case rotation.NoBundle:
 		out.Code = client.ProviderUnavailable
 	case rotation.LoginRequired:
-		out.Code = client.LoginRequired
+		// The reason names hosts, and administrators see it in the status.
+		out.Code, out.Detail = client.LoginRequired, "a person has to log in at the issuer: an administrator sees why with broker status, and runs broker login "+e.Client
 	case rotation.StateUnwritable:
 		out.Code = client.AuditUnavailable
 	case rotation.Unavailable:
@@ -242,30 +245,50 @@ func explain(err error) error {
 // not the problem: then the next replacement waits, a minute at first,
 // doubling to fifteen.
 func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rejected, error) {
-	cl, surface := b.clients.Load().byName[r.Client], access.Token
-	if cl != nil && !cl.rules.Decide(c, access.Want{Surface: surface}).Allowed {
-		surface = access.Headers
-	}
-	cl, _, err := b.decide(c, Request{Client: r.Client, Surface: surface})
+	cl, err := b.mayReject(c, r.Client)
 	if err != nil {
 		return Rejected{}, err
 	}
-	keyFault := meansKey(cl.cfg.KeyRejected, r.MoreInformation)
+	keyFault := meansKey(cl.cfg.KeyRejected, r.MoreInformation) || cl.issuer == nil && r.Status == http.StatusUnauthorized
 	b.noteRejection(cl, c, keyFault)
-	if keyFault {
-		cl.state.keyRejected(c, b.o.Clock.Now())
-		return Rejected{}, &Error{Code: client.APIKeyRejected, Detail: "the API refused the API key, not the token: a new token would not help; " +
-			"an administrator has to check the key, its subscription and the environment"}
-	}
-	if cl.issuer == nil {
-		return Rejected{}, &Error{Code: client.InvalidRequest, Detail: "this client has no tokens that could be rejected"}
-	}
 	fingerprint := r.fingerprint()
+	switch {
+	case keyFault:
+		cl.state.keyRejected(c, cl.cred.Status().Version, b.o.Clock.Now())
+		return Rejected{}, &Error{Code: client.APIKeyRejected, Detail: "the API refused the API key, not a token: a new token would not help; " +
+			"an administrator has to check the key, its subscription and the environment"}
+	case !cl.aboutToken(r.Status):
+		return Rejected{Fingerprint: fingerprint, Reason: fmt.Sprintf("HTTP %d does not say that the token is bad, so it stays: on 429 and 503 obey Retry-After, on 403 look at the scope", r.Status)}, nil
+	case fingerprint == "" || cl.issuer == nil:
+		return Rejected{Reason: "no token is named, by access_token or fingerprint, so nothing is replaced"}, nil
+	}
 	e := cl.find(fingerprint)
 	if e == nil {
 		return notCurrent(), nil
 	}
 	return b.replace(ctx, e, fingerprint)
+}
+
+// aboutToken says whether an API's status can mean that the token is bad: 401
+// (RFC 6750 §3.1), and the 403 of the ZGW components.
+func (c *cachedClient) aboutToken(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden && c.issuer != nil && c.issuer.Local()
+}
+
+// mayReject finds the client for somebody who may have anything of it that an
+// API could refuse.
+func (b *Broker) mayReject(c *access.Caller, name string) (*cachedClient, error) {
+	surface := access.Token
+	if cl := b.clients.Load().byName[name]; cl != nil {
+		for _, s := range []access.Surface{access.Token, access.Headers, access.JWT, access.APIKey} {
+			if cl.rules.Decide(c, access.Want{Surface: s}).Allowed {
+				surface = s
+				break
+			}
+		}
+	}
+	cl, _, err := b.decide(c, Request{Client: name, Surface: surface})
+	return cl, err
 }
 
 func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rejected, error) {

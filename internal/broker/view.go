@@ -97,12 +97,12 @@ func (b *Broker) ready(c *cachedClient, now clock.Reading) *Error {
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager has not been read yet"}
 	case c.issuer == nil:
 		return nil
-	case s.Login != nil && s.Login.Required:
-		err = &rotation.Error{Kind: rotation.LoginRequired, Detail: s.Login.Reason}
 	case s.State.Err != nil:
 		err = s.State.Err
 	case s.Dead:
-		err = &rotation.Error{Kind: rotation.Rejected, Detail: "the issuer refused version " + string(s.Version) + " of the secret: store a new one, or run broker retry " + c.cfg.Name}
+		err = &rotation.Error{Kind: rotation.Rejected, Detail: "the issuer refused version " + string(s.Version) + " of the secret: " + s.Remedy}
+	case s.Login != nil && s.Login.Required:
+		err = &rotation.Error{Kind: rotation.LoginRequired, Client: c.cfg.Name}
 	case s.Issuer.Err != nil:
 		err = s.Issuer.Err
 	default:
@@ -165,7 +165,9 @@ func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 		s.HasKey = !live.Fields["api_key"].Empty()
 	}
 	c.state.mu.Lock()
-	s.KeyComplaints, s.KeyLast = len(c.state.bad.callers), c.state.bad.last
+	if c.state.bad.version == s.Credential.Version {
+		s.KeyComplaints, s.KeyLast = len(c.state.bad.callers), c.state.bad.last
+	}
 	c.state.mu.Unlock()
 	for _, e := range c.all() {
 		h := e.held.Load()

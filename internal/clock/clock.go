@@ -39,6 +39,15 @@ func (r Reading) Jump(o Reading) time.Duration {
 	return (r.Wall.Sub(o.Wall) - (r.Boot - o.Boot)).Abs()
 }
 
+// Ahead is how far another clock, which read date to the second between two
+// moments of ours, is ahead of ours: 0 if the way there and back explains it.
+func Ahead(date time.Time, sent, received Reading) time.Duration {
+	if ahead := date.Sub(received.Wall); ahead > 0 {
+		return ahead
+	}
+	return min(0, date.Add(time.Second).Sub(sent.Wall))
+}
+
 // IsZero says whether r was never read.
 func (r Reading) IsZero() bool { return r.Boot == 0 && r.Wall.IsZero() }
 

@@ -134,8 +134,20 @@ func (p *Private) check(alg string) error {
 	return nil
 }
 
-// Algorithm is the JWS algorithm to sign with: the one that the key's JWK
-// names, else RS256, ES256 or EdDSA.
+// Use makes alg the key's algorithm, if it fits; empty: it stays as it is.
+func (p *Private) Use(alg string) error {
+	if alg == "" {
+		return nil
+	}
+	if err := p.check(alg); err != nil {
+		return err
+	}
+	p.alg = alg
+	return nil
+}
+
+// Algorithm is the JWS algorithm to sign with: Use's, else the one that the
+// key's JWK names, else RS256, ES256 or EdDSA.
 func (p *Private) Algorithm() string { return p.alg }
 
 // KeyID is the kid of the JWK that the key was stored as, else the key's
