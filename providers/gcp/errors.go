@@ -25,7 +25,11 @@ func classify(ctx context.Context, err error, ref providers.Ref) error {
 	} else {
 		out = fromStatus(err)
 	}
-	if ended := ctx.Err(); ended != nil {
+	ended := ctx.Err()
+	if ended == nil && status.Code(err) == codes.DeadlineExceeded { // the server may notice first
+		ended = context.DeadlineExceeded
+	}
+	if ended != nil {
 		out = providers.Error{Kind: providers.Unavailable, Message: "the secrets manager did not answer in time", Err: ended}
 	}
 	out.Provider, out.Ref = "gcp", ref
