@@ -216,11 +216,12 @@ func (s *Server) rotate(w http.ResponseWriter, r *http.Request, c *access.Caller
 	if err != nil {
 		return err
 	}
-	var want client.Rotation
-	if want.Accept, err = parseSwitch(body, "accept"); err != nil {
+	want, err := parseRotation(body)
+	if err != nil {
 		return err
 	}
-	if err := s.act(r, c, "rotate", name, map[string]string{"accept": truth(want.Accept)}); err != nil {
+	detail := map[string]string{"accept": truth(want.Accept), "latest": truth(want.Latest), "version": want.Version}
+	if err := s.act(r, c, "rotate", name, detail); err != nil {
 		return err
 	}
 	done, err := s.cfg.Administration.Rotate(r.Context(), name, want)

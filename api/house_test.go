@@ -196,7 +196,7 @@ func (h *house) administration() Administration {
 			if h.inner.Rotate != nil {
 				return h.inner.Rotate(ctx, name, r)
 			}
-			st, err := h.broker.Rotate(ctx, name, r.Accept)
+			st, err := h.broker.Rotate(ctx, name, broker.Rotation{Accept: r.Accept, Version: providers.Version(r.Version), Latest: r.Latest})
 			return client.Outcome{Version: string(st.Version), Reason: "looked"}, err
 		},
 		Key: func(_ context.Context, name string) (client.Key, error) { return h.asked(name, nil) },

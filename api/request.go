@@ -13,6 +13,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
@@ -171,6 +172,37 @@ func wipe(m map[string]json.RawMessage) {
 	for _, raw := range m {
 		clear(raw)
 	}
+}
+
+// parseRotation reads the body of a rotate request; there may be none.
+func parseRotation(body []byte) (client.Rotation, error) {
+	var r client.Rotation
+	m, err := optionalMembers(body, `{"accept": true or false, "version" or "latest"}`, "accept", "version", "latest")
+	if err != nil {
+		return r, err
+	}
+	if r.Accept, err = truthOf(m, "accept"); err != nil {
+		return r, err
+	}
+	if r.Latest, err = truthOf(m, "latest"); err != nil {
+		return r, err
+	}
+	if raw, there := m["version"]; there {
+		v, ok := text(raw)
+		if r.Version = string(v); !ok || !validVersion(r.Version) {
+			return r, invalid("version is one of the secrets manager's, as broker status shows it")
+		}
+	}
+	if r.Latest && (r.Version != "" || r.Accept) {
+		return r, invalid("latest takes a pin away: it goes with nothing else")
+	}
+	return r, nil
+}
+
+// validVersion says whether a bundle's version could be called so: that of a
+// gathered one is a list.
+func validVersion(s string) bool {
+	return len(s) > 0 && len(s) <= 1024 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-+") == ""
 }
 
 // parseRejection reads the body of a reject request and wipes it.

@@ -59,6 +59,32 @@ func (s Spec) ref(f Field) Ref {
 	return r
 }
 
+// At is s with every secret pinned to its part of v, a version that Load has
+// given for s; ok is false if v is none, or if s pins a version itself.
+func (s Spec) At(v Version) (pinned Spec, ok bool) {
+	refs := s.Refs()
+	parts := splitVersion(v, len(refs))
+	if len(refs) == 1 {
+		parts = []Version{v}
+	}
+	at := map[Ref]Version{}
+	for i, r := range refs {
+		if parts[i] == "" || r.Version != "" || !validVersion(parts[i]) {
+			return Spec{}, false
+		}
+		at[r] = parts[i]
+	}
+	pinned = Spec{Ref: s.Ref, Fields: make(map[string]Field, len(s.Fields))}
+	pinned.Version = at[s.Ref]
+	for name, f := range s.Fields {
+		r := s.ref(f)
+		r.Version = at[r]
+		f.Ref = r
+		pinned.Fields[name] = f
+	}
+	return pinned, true
+}
+
 // Gathered says whether the bundle comes from more than one secret, so that
 // its version is a tuple and a change of it has to settle.
 func (s Spec) Gathered() bool { return len(s.Refs()) > 1 }

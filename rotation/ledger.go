@@ -46,11 +46,14 @@ type versionID string
 type entries struct {
 	Format  int                   `json:"format"`
 	Refused map[versionID]refusal `json:"refused,omitempty"`
-	// Failures are the failed authentications of the last hour.
+	// Failures are the latest failed authentications.
 	Failures []intent `json:"failures,omitempty"`
 	// Proved is the last version that has authenticated: what others fail
 	// does not count against it.
 	Proved versionID `json:"proved,omitempty"`
+	// Pinned is the version that an administrator wants to serve, whatever
+	// newer ones there are.
+	Pinned versionID `json:"pinned,omitempty"`
 	// Intent is an attempt whose outcome is not known yet. Found at start, it
 	// counts as a failure, not as a refusal.
 	Intent *intent `json:"intent,omitempty"`
@@ -72,7 +75,6 @@ type intent struct {
 
 const (
 	ledgerFormat = 1
-	budgetPeriod = time.Hour
 	keptRefusals = 64
 )
 
@@ -167,11 +169,53 @@ func (l *Ledger) hasWorked(v versionID) bool {
 
 // exhausted gives the time when the budget allows the next attempt with v;
 // zero: now.
-func (l *Ledger) exhausted(now time.Time, limit int, v versionID) time.Time {
+func (l *Ledger) exhausted(now time.Time, b budget, v versionID) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.d.exhausted(now, limit, v)
+	return l.d.exhausted(now, b, v)
 }
+
+// A budget is how many authentications may fail within a time.
+type budget struct {
+	limit  int
+	within time.Duration
+}
+
+// share is the part of one of several hosts: where it would be less than one
+// failure an hour, it is one in more hours.
+func share(failures, hosts int) budget {
+	hosts = max(hosts, 1)
+	if failures >= hosts {
+		return budget{failures / hosts, time.Hour}
+	}
+	return budget{1, time.Hour * time.Duration(hosts) / time.Duration(failures)}
+}
+
+// proved is the version of a place that authenticated last; empty: none is known.
+func (l *Ledger) proved(place string) providers.Version {
+	return l.of(place, func(d *entries) versionID { return d.Proved })
+}
+
+// pinned is the version of a place that an administrator has pinned.
+func (l *Ledger) pinned(place string) providers.Version {
+	return l.of(place, func(d *entries) versionID { return d.Pinned })
+}
+
+func (l *Ledger) of(place string, f func(*entries) versionID) providers.Version {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v, ok := strings.CutPrefix(string(f(&l.d)), place)
+	if !ok {
+		return ""
+	}
+	return providers.Version(v)
+}
+
+// pin makes an administrator's word durable; empty: the newest serves.
+func (l *Ledger) pin(v versionID) error { return l.change(func(d *entries) { d.Pinned = v }) }
+
+// allow lets one refused version be tried once more.
+func (l *Ledger) allow(v versionID) error { return l.change(func(d *entries) { delete(d.Refused, v) }) }
 
 func (l *Ledger) intend(v versionID, now time.Time) error {
 	return l.change(func(d *entries) { d.Intent = &intent{Version: v, At: now} })
@@ -235,21 +279,21 @@ func (l *Ledger) pardon() error {
 
 const codeRevoked = "revoked"
 
-func (d *entries) exhausted(now time.Time, limit int, v versionID) time.Time {
+func (d *entries) exhausted(now time.Time, b budget, v versionID) time.Time {
 	var recent []time.Time
 	for _, f := range d.Failures {
 		if v == d.Proved && f.Version != v {
 			continue
 		}
-		if now.Sub(f.At).Abs() < budgetPeriod {
+		if now.Sub(f.At).Abs() < b.within {
 			recent = append(recent, f.At)
 		}
 	}
-	if len(recent) < limit {
+	if len(recent) < b.limit {
 		return time.Time{}
 	}
 	slices.SortFunc(recent, time.Time.Compare)
-	return recent[len(recent)-limit].Add(budgetPeriod)
+	return recent[len(recent)-b.limit].Add(b.within)
 }
 
 // trim keeps the file small, however long the client lives.

@@ -53,7 +53,8 @@ func (e *Error) Error() string { return e.Detail }
 func (e *Error) Unwrap() error { return e.Err }
 
 // Mint gets a token with the current bundle. If the issuer refuses the bundle,
-// the secrets manager is asked once for a newer one, which is tried at once.
+// the secrets manager is asked once for a newer one, which is tried at once; or
+// else for the one that worked last.
 // Errors are of type *Error, or ctx's.
 func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	live, err := c.loaded(ctx)
@@ -62,10 +63,13 @@ func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	}
 	t, err := c.mint(ctx, live, r)
 	var e *Error
-	if err == nil || !errors.As(err, &e) || !e.fresh {
+	if err == nil || !errors.As(err, &e) || e.Kind != Rejected {
 		return Minted{t, live}, err
 	}
-	if c.Check(ctx) != nil || c.Current() == live {
+	if e.fresh && c.Check(ctx) != nil {
+		return Minted{}, err
+	}
+	if c.Current() == live && !c.fallBack(ctx, live) {
 		return Minted{}, err
 	}
 	live = c.Current()
@@ -221,9 +225,10 @@ func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0, Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): %s",
 			live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.remedy())}
 	}
-	if at := c.ledger.exhausted(now.Wall, c.cfg.Failures, live.id); !at.IsZero() {
+	b := share(c.cfg.Failures, c.cfg.Hosts)
+	if at := c.ledger.exhausted(now.Wall, b, live.id); !at.IsZero() {
 		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall),
-			Detail: fmt.Sprintf("%d authentications failed within an hour; to avoid a lock-out the next attempt is at %s", c.cfg.Failures, at.UTC().Format(time.RFC3339))}
+			Detail: fmt.Sprintf("%d authentications failed within %s; to avoid a lock-out the next attempt is at %s", b.limit, b.within, at.UTC().Format(time.RFC3339))}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -13,6 +13,26 @@ import (
 	"credentialbroker/providers"
 )
 
+// The life of a version, as a table. What the secrets manager has, and does
+// not serve, is the candidate; the first line that fits says what becomes of it
+// now. Whatever it is, what serves goes on serving.
+//
+//	if the candidate                          then it is
+//	lacks a field                             held: an alarm, once
+//	is the first of this process              installed: the first mint proves it, or falls back
+//	was refused                               held, until another version or broker retry
+//	is settling, or other hosts have a turn   held until then
+//	cannot be proved, and nobody accepts that held, until broker rotate --accept
+//	cannot be proved                          installed
+//	is anything else                          proved: installed with its proof, or refused for good,
+//	                                          or held until the issuer can be asked
+//
+// [Credential.rules] is this table.
+type rule struct {
+	fits func() bool
+	then func() error
+}
+
 // advance takes the candidate as far as it goes now.
 func (c *Credential) advance(ctx context.Context) error {
 	c.mu.Lock()
@@ -21,27 +41,36 @@ func (c *Credential) advance(ctx context.Context) error {
 	if cand == nil {
 		return nil
 	}
-	live, now := c.current.Load(), c.deps.Clock.Now()
-	lacking := c.lacking(cand.bundle, live)
-	switch {
-	case lacking != "":
-		if c.hold(cand, lacking, clock.Reading{}) {
-			c.note(audit.BundleRefused, cand.bundle.Version, "incomplete", map[string]string{"alarm": lacking})
+	for _, r := range c.rules(ctx, cand) {
+		if r.fits() {
+			return r.then()
 		}
-	case live == nil: // even a refused one: whoever asks is told so
-		c.install(cand, nil)
-	case c.refused(c.id(cand.bundle.Version)):
-		c.hold(cand, "the issuer refused it: store another version, or run broker retry "+c.cfg.Client, clock.Reading{})
-	case now.Sub(cand.ready) < 0:
-		c.hold(cand, "its parts have to settle", cand.ready)
-	case c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved:
-		c.hold(cand, "it cannot be proved: broker rotate --accept "+c.cfg.Client+" installs it", clock.Reading{})
-	case c.cfg.Prove == ProveNone:
-		c.install(cand, nil)
-	default:
-		return c.prove(ctx, cand)
 	}
 	return nil
+}
+
+func (c *Credential) rules(ctx context.Context, cand *candidate) []rule {
+	live, now, name := c.current.Load(), c.deps.Clock.Now(), c.cfg.Client
+	lacking := c.lacking(cand.bundle, live)
+	held := func(why string, until clock.Reading) func() error {
+		return func() error { c.hold(cand, why, until); return nil }
+	}
+	installed := func() error { c.install(cand, nil); return nil }
+	return []rule{
+		{func() bool { return lacking != "" }, func() error {
+			if c.hold(cand, lacking, clock.Reading{}) {
+				c.note(audit.BundleRefused, cand.bundle.Version, "incomplete", map[string]string{"alarm": lacking})
+			}
+			return nil
+		}},
+		{func() bool { return live == nil }, installed}, // even a refused one: whoever asks is told so
+		{func() bool { return c.refused(c.id(cand.bundle.Version)) }, held("it was refused: store another version, or run broker retry "+name, clock.Reading{})},
+		{func() bool { return now.Sub(cand.ready) < 0 && cand.turn }, held("other hosts prove it first", cand.ready)},
+		{func() bool { return now.Sub(cand.ready) < 0 }, held("its parts have to settle", cand.ready)},
+		{func() bool { return c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved }, held("it cannot be proved: broker rotate --accept "+name+" installs it", clock.Reading{})},
+		{func() bool { return c.cfg.Prove == ProveNone }, installed},
+		{func() bool { return true }, func() error { return c.prove(ctx, cand) }},
+	}
 }
 
 // prove gets a token with the candidate, and asks the API if the profile says

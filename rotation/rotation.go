@@ -58,6 +58,7 @@ type Credential struct {
 	mu        sync.Mutex // the fields below; never held over I/O
 	candidate *candidate
 	provider  trouble
+	back      trouble // of going back to the version that worked last
 	issuer    trouble
 	state     trouble // of the state directory
 	checked   clock.Reading
@@ -84,6 +85,12 @@ type Config struct {
 	Settle time.Duration
 	// Failures is the budget of failed authentications an hour. Zero: 3.
 	Failures int
+	// Hosts is how many hosts share that budget, and take turns at proving a
+	// new version. Zero: 1.
+	Hosts int
+	// OneSecret says that a new secret ends the old one at the issuer: then a
+	// new version is proved at once, on every host.
+	OneSecret bool
 	// Delay spreads the first reads of many clients. Zero: none.
 	Delay time.Duration
 }
@@ -134,7 +141,8 @@ type Live struct {
 // A candidate is a bundle that was read and does not serve yet.
 type candidate struct {
 	bundle providers.Bundle
-	ready  clock.Reading // when it has settled
+	ready  clock.Reading // when it has settled, and it is this host's turn
+	turn   bool          // ready is for the turn alone
 	next   clock.Reading // when to try again; zero: when the manager is asked again
 	why    string        // for people
 }
@@ -299,7 +307,7 @@ func (c *Credential) read(ctx context.Context) error {
 		have = live.Version
 	}
 	c.deps.Uses.Add(1)
-	b, err := providers.Load(ctx, c.deps.Provider, c.cfg.Spec, have)
+	b, err := providers.Load(ctx, c.deps.Provider, c.spec(), have)
 	c.deps.Uses.Add(1)
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
@@ -315,8 +323,12 @@ func (c *Credential) read(ctx context.Context) error {
 			b.Wipe()
 		} else {
 			c.candidate = &candidate{bundle: b, ready: now}
-			if live != nil && c.cfg.Spec.Gathered() {
+			switch {
+			case live == nil:
+			case c.cfg.Spec.Gathered():
 				c.candidate.ready = now.Add(c.cfg.Settle)
+			case c.cfg.Hosts > 1 && !c.cfg.OneSecret:
+				c.candidate.ready, c.candidate.turn = now.Add(rand.N(turns(c.cfg.Hosts))), true // #nosec G404 -- spreads load
 			}
 		}
 	}
@@ -325,6 +337,19 @@ func (c *Credential) read(ctx context.Context) error {
 		c.note(audit.ProviderRead, b.Version, "", nil)
 	}
 	return nil
+}
+
+// spec is where the version is that is wanted: the pinned one, else the newest.
+func (c *Credential) spec() providers.Spec {
+	if pinned, ok := c.cfg.Spec.At(c.ledger.pinned(c.place)); ok {
+		return pinned
+	}
+	return c.cfg.Spec
+}
+
+// turns is how long the hosts take to prove a new version one after another.
+func turns(hosts int) time.Duration {
+	return min(time.Duration(hosts)*30*time.Second, 10*time.Minute)
 }
 
 func (c *Credential) readFailed(now clock.Reading, err error) {

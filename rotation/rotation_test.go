@@ -392,7 +392,7 @@ func TestBudget(t *testing.T) {
 		{"the clock was set back by days", at(3000, 2000, 1000), "", 0},
 	} {
 		d := entries{Failures: c.failures, Proved: c.proved}
-		got := d.exhausted(now, 3, "good")
+		got := d.exhausted(now, share(3, 1), "good")
 		want := time.Time{}
 		if c.wait > 0 {
 			want = now.Add(time.Duration(c.wait) * time.Minute)

@@ -16,6 +16,8 @@ type Status struct {
 	Dead      bool   // the issuer has refused it
 	Remedy    string // what to do if it is dead
 
+	Pinned providers.Version // by an administrator; empty: the newest serves
+
 	Candidate providers.Version
 	Waiting   string // why the candidate is not installed
 
@@ -71,6 +73,6 @@ func (c *Credential) Status() Status {
 	if c.candidate != nil {
 		s.Candidate, s.Waiting = c.candidate.bundle.Version, c.candidate.why
 	}
-	s.Refused = c.ledger.refusedOf(c.place)
+	s.Refused, s.Pinned = c.ledger.refusedOf(c.place), c.ledger.pinned(c.place)
 	return s
 }

@@ -57,6 +57,9 @@ type StatusClient struct {
 	Installed time.Time `json:"installed,omitzero"`
 	// Proved says how the version was shown to work; empty: it was not.
 	Proved string `json:"proved,omitempty"`
+	// Pinned is the version that an administrator wants to serve; empty: the
+	// newest does.
+	Pinned string `json:"pinned,omitempty"`
 	// Candidate is a newer version that is not in use yet.
 	Candidate string `json:"candidate,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.
@@ -160,6 +163,11 @@ type Finding struct {
 type Rotation struct {
 	// Accept takes the newest version also where nothing can prove it.
 	Accept bool `json:"accept,omitempty"`
+	// Version makes this one serve and pins it. Empty: the newest, or the one
+	// that is pinned already.
+	Version string `json:"version,omitempty"`
+	// Latest takes a pin away.
+	Latest bool `json:"latest,omitempty"`
 }
 
 // Outcome is the answer to an administrative act on one client.

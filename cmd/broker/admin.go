@@ -128,14 +128,17 @@ func rotateCommand(s *sockets) *cobra.Command {
 	var r client.Rotation
 	c := &cobra.Command{Use: "rotate CLIENT", Short: "Look for a new version of the secret now", Args: oneClient,
 		Long: "Look for a new version of the client's secret now, prove it and install it. With --accept it is installed\n" +
-			"without proof.",
-		Example: "  broker rotate vdab\n  broker rotate --accept vdab",
+			"without proof. With --to an older version serves again, if the secrets manager still has it and the issuer takes\n" +
+			"it, and newer ones are not looked at until --latest.",
+		Example: "  broker rotate vdab\n  broker rotate --accept vdab\n  broker rotate vdab --to 7\n  broker rotate vdab --latest",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return outcome(cmd, func(ctx context.Context) (*client.Outcome, error) {
 				return s.administration().Rotate(ctx, args[0], r)
 			})
 		}}
 	c.Flags().BoolVar(&r.Accept, "accept", false, "install what cannot be proved, on your word")
+	c.Flags().StringVar(&r.Version, "to", "", "roll back to this version of the secrets manager, and pin it")
+	c.Flags().BoolVar(&r.Latest, "latest", false, "take the pin away: the newest version serves again")
 	return c
 }
 

@@ -159,12 +159,14 @@ func (s *server) retry(_ context.Context, name string) (client.Outcome, error) {
 }
 
 func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (client.Outcome, error) {
-	st, err := s.broker.Rotate(ctx, name, r.Accept)
+	st, err := s.broker.Rotate(ctx, name, broker.Rotation{Accept: r.Accept, Version: providers.Version(r.Version), Latest: r.Latest})
 	if err != nil {
 		return client.Outcome{}, err
 	}
 	o := client.Outcome{Version: string(st.Version), Reason: "this is the secrets manager's current version"}
 	switch {
+	case st.Pinned != "":
+		o.Reason = "it is pinned: newer versions are not looked at until broker rotate --latest " + name
 	case slices.Contains(st.Refused, st.Candidate):
 		return client.Outcome{}, &broker.Error{Code: client.CredentialsRejected, Detail: fmt.Sprintf(
 			"version %s serves on; version %s is not installed: %s", st.Version, st.Candidate, st.Waiting)}
@@ -239,7 +241,7 @@ func state(err error, good time.Time) string {
 func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.StatusClient {
 	k := c.Credential
 	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
-		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Candidate: string(k.Candidate), MaxAge: int64(c.MaxAge / time.Second),
+		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), MaxAge: int64(c.MaxAge / time.Second),
 		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.Provider.Err, k.Checked)}, Tokens: []client.TokenStatus{}}
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail

@@ -91,7 +91,7 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
 		MaxAge: c.Rotation.MaxAge.D(), KeyRejected: c.KeyRejected, Transport: transport,
-		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Prove: rotation.Prove(c.Prove),
+		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Hosts: c.Hosts, OneSecret: c.Secrets == "one", Prove: rotation.Prove(c.Prove),
 			AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
 	}
 	for _, h := range slices.Sorted(maps.Keys(c.Headers)) {

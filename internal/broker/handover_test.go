@@ -170,7 +170,7 @@ func TestHeaders(t *testing.T) {
 		}
 		// A key with a line break in it makes no header of its own.
 		w.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": "x\r\nEvil: 1"})
-		if _, err := w.b.Rotate(w.t.Context(), "vdab", false); err != nil {
+		if _, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{}); err != nil {
 			t.Fatal(err)
 		}
 		if g, err = w.get(Request{Surface: access.Headers}); err != nil {

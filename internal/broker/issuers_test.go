@@ -161,7 +161,7 @@ func TestProbeJudgesANewSecret(t *testing.T) {
 		}
 		check := func(version, candidate providers.Version) rotation.Status {
 			w.t.Helper()
-			s, err := w.b.Rotate(w.t.Context(), "vdab", false)
+			s, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{})
 			if err != nil || s.Version != version || s.Candidate != candidate {
 				w.t.Fatalf("%v, version %s, candidate %s (%s), want %s and %q", err, s.Version, s.Candidate, s.Waiting, version, candidate)
 			}
@@ -210,7 +210,7 @@ func TestAPIKeyAlone(t *testing.T) {
 		}
 		// This gateway wants a token besides: the key is not what it refuses.
 		w.secret("x") // a new version, whatever is in it
-		s, err := w.b.Rotate(w.t.Context(), "vdab", false)
+		s, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{})
 		if err != nil || s.ProbeErr == nil {
 			w.t.Fatalf("%+v, %v", s, err)
 		}
@@ -234,14 +234,14 @@ func TestProbeBesideAToken(t *testing.T) {
 		}
 		// The issuer takes the new version, and the API does not.
 		w.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": "another"})
-		s, err := w.b.Rotate(w.t.Context(), "vdab", false)
+		s, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{})
 		if err != nil || s.Version != "1" || s.Candidate != "2" || !strings.Contains(s.Waiting, "refuse") || s.Probed != first.Probed {
 			w.t.Fatalf("%v, version %s, candidate %s (%s), probed %s", err, s.Version, s.Candidate, s.Waiting, s.Probed)
 		}
 		// An API that is down does not keep a version out that the issuer takes.
 		w.issuer.Set(fake.Fault{Kind: fake.GatewayThrottle})
 		w.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": theKey})
-		if s, err = w.b.Rotate(w.t.Context(), "vdab", false); err != nil || s.Version != "3" {
+		if s, err = w.b.Rotate(w.t.Context(), "vdab", Rotation{}); err != nil || s.Version != "3" {
 			w.t.Fatalf("%+v, %v", s, err)
 		}
 	})
@@ -388,7 +388,7 @@ func TestBadKeysDoNotHoldBackTheGoodOne(t *testing.T) {
 		w.mustGet()
 		for range 5 {
 			w.store.Set("vdab", map[string]string{"client_id": theID, "client_secret": theSecret, "api_key": rand.Text()})
-			if _, err := w.b.Rotate(w.t.Context(), "vdab", false); err != nil {
+			if _, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{}); err != nil {
 				w.t.Fatal(err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,17 +46,24 @@ type model struct {
 	provider bool            // the secrets manager answers
 	pardons  int
 	restarts int
-	broken   []string
+
+	secrets map[providers.Version]string // of each version in the manager
+	takes   []string                     // what the issuer takes
+	worked  providers.Version            // of the last token that a consumer got
+	calm    time.Time                    // since when neither clock nor other side was disturbed
+	broken  []string
 }
 
 func (m *model) fail(format string, args ...any) {
-	m.broken = append(m.broken, fmt.Sprintf(format, args...))
+	if len(m.broken) < 3 {
+		m.broken = append(m.broken, fmt.Sprintf(format, args...))
+	}
 }
 
 // Random schedules of faults, versions, clock jumps, complaints, reloads and
 // restarts, against the promises: no token is served in its last seconds, one
-// request is in flight at a time, no wait while a token is valid, a refused
-// secret is presented once a pardon, the audit log verifies.
+// request is in flight at a time, no wait while a token is valid, no error that
+// a version that has worked could have avoided, a refused secret is presented once a pardon, the audit log verifies.
 func TestRandomSchedules(t *testing.T) {
 	caller := self(t)
 	base := t.TempDir()
@@ -71,7 +79,8 @@ func TestRandomSchedules(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, dir, caller)
 			w.start()
-			m := &model{w: w, good: map[string]bool{theSecret: true}, provider: true}
+			m := &model{w: w, good: map[string]bool{theSecret: true}, provider: true, calm: time.Now(),
+				secrets: map[providers.Version]string{"1": theSecret}, takes: []string{theSecret}}
 			for i, s := range schedule {
 				m.take(s)
 				m.look(fmt.Sprintf("step %d (%s)", i, s.what))
@@ -89,6 +98,10 @@ func TestRandomSchedules(t *testing.T) {
 func (m *model) take(s step) {
 	w := m.w
 	switch s.what {
+	case "issuer", "provider down", "provider up", "jump":
+		m.calm = time.Now()
+	}
+	switch s.what {
 	case "issuer":
 		w.issuer.Set(fake.Fault{Kind: s.kind})
 		m.down = s.kind != fake.None && s.kind != fake.NoExpiry && s.kind != fake.Absurd
@@ -104,10 +117,13 @@ func (m *model) take(s step) {
 		if s.what == "good version" {
 			w.issuer.SetSecret(theID, secret, true)
 			m.good[secret] = true
+			m.takes = []string{secret, m.takes[0]}
 		}
 		w.secret(secret)
+		m.secrets[providers.Version(fmt.Sprint(len(m.secrets)+1))] = secret
 	case "issuer forgets the old":
 		w.issuer.SetSecret(theID, fmt.Sprintf("newest %d", m.serial), false)
+		m.takes = []string{fmt.Sprintf("newest %d", m.serial)}
 	case "restart":
 		m.restarts++
 		w.restart()
@@ -142,6 +158,8 @@ func (m *model) look(when string) {
 	switch {
 	case err != nil && held:
 		m.fail("%s: an error while a token was valid: %v", when, err)
+	case err != nil && !m.down && m.provider && before.Sub(m.calm) > 20*time.Minute && slices.Contains(m.takes, m.secrets[m.worked]):
+		m.fail("%s: an error, although the issuer takes version %s, which has worked: %v", when, m.worked, err)
 	case err != nil:
 		if p := Problem(err); p.Code == "internal" || p.Detail == "" {
 			m.fail("%s: %+v from %v", when, p, err)
@@ -149,6 +167,7 @@ func (m *model) look(when string) {
 	case held && took > 0:
 		m.fail("%s: waited %v while a token was valid", when, took)
 	default:
+		m.worked = g.Version
 		if left := g.Token.Expires.Until(w.clock.Now()); left <= 0 {
 			m.fail("%s: an expired token, by %v", when, -left)
 		}

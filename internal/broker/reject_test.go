@@ -80,7 +80,7 @@ func TestRejectOfTheKeyNeverFetches(t *testing.T) {
 		w.mustGet() // one caller's word does not stop the others
 		// Nor does it outlive the key.
 		w.secret(theSecret)
-		if _, err := w.b.Rotate(w.t.Context(), "vdab", false); err != nil {
+		if _, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{}); err != nil {
 			w.t.Fatal(err)
 		}
 		if s := w.b.Status()[0]; s.Credential.Version != "2" || s.KeyComplaints != 0 {

@@ -193,7 +193,7 @@ func TestKeyCounts(t *testing.T) {
 			}
 		}
 		w.secret(theSecret)
-		if _, err := w.b.Rotate(w.t.Context(), "vdab", false); err != nil {
+		if _, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{}); err != nil {
 			t.Fatal(err)
 		}
 		for range 5 {
@@ -224,8 +224,8 @@ func TestAcceptRefused(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.mustGet()
 		w.secret("wrong")
-		_, _ = w.b.Rotate(w.t.Context(), "vdab", false)
-		st, err := w.b.Rotate(w.t.Context(), "vdab", true)
+		_, _ = w.b.Rotate(w.t.Context(), "vdab", Rotation{})
+		st, err := w.b.Rotate(w.t.Context(), "vdab", Rotation{Accept: true})
 		t.Logf("%+v %v", st, err)
 		time.Sleep(16 * time.Minute)
 		_, err = w.get(Request{})

@@ -9,6 +9,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/clock"
+	"credentialbroker/providers"
 	"credentialbroker/rotation"
 )
 
@@ -201,28 +202,40 @@ func (b *Broker) Retry(name string) error {
 	return cl.cred.Retry()
 }
 
-// Rotate looks for a new version of the secret now. With accept, a version
-// that cannot be proved is installed all the same. It returns what serves
-// afterwards.
-func (b *Broker) Rotate(ctx context.Context, name string, accept bool) (rotation.Status, error) {
+// A Rotation is what an administrator asks for. Zero: the newest version is
+// looked for now, and proved.
+type Rotation struct {
+	Accept  bool              // install what cannot be proved
+	Version providers.Version // pin this one; empty: none
+	Latest  bool              // take a pin away
+}
+
+// Rotate does it, and returns what serves afterwards.
+func (b *Broker) Rotate(ctx context.Context, name string, r Rotation) (rotation.Status, error) {
 	cl := b.clients.Load().byName[name]
 	if cl == nil {
 		return rotation.Status{}, noClient(name)
 	}
 	var err error
-	if accept {
-		var why string
-		if _, why, err = cl.cred.Accept(ctx); why != "" {
-			return cl.cred.Status(), &Error{Code: client.CredentialsRejected, Detail: "the new version is not installed: " + why}
-		}
-	} else {
-		err = cl.cred.Check(ctx)
+	var why string
+	switch {
+	case r.Version != "":
+		why, err = cl.cred.Pin(ctx, r.Version, r.Accept)
+	case r.Latest:
+		err = cl.cred.Unpin(ctx)
+	case r.Accept:
+		_, why, err = cl.cred.Accept(ctx)
+	default:
+		err = cl.cred.CheckNow(ctx)
 	}
 	for _, e := range cl.all() {
 		b.sched.at(e, b.o.Clock.Now())
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		err = &Error{Code: client.ProviderUnavailable, Detail: err.Error(), RetryAfter: 30 * time.Second, Err: err}
+	case why != "":
+		err = &Error{Code: client.CredentialsRejected, Detail: "the version is not installed, and what served serves on: " + why}
 	}
 	return cl.cred.Status(), err
 }
