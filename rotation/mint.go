@@ -222,8 +222,7 @@ func (c *Credential) minted(live *Live, r oidc.Request, t oidc.Token) {
 // allowed says why no attempt may be made now.
 func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 	if f, ok := c.ledger.refusal(live.id); ok {
-		return &Error{Kind: Rejected, Code: f.Code, RetryAfter: 0, Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): %s",
-			live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.remedy())}
+		return c.refusedError(live, f)
 	}
 	b := share(c.cfg.Failures, c.cfg.Hosts)
 	if at := c.ledger.exhausted(now.Wall, b, live.id); !at.IsZero() {
@@ -238,6 +237,11 @@ func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 		}
 	}
 	return nil
+}
+
+func (c *Credential) refusedError(live *Live, f refusal) *Error {
+	return &Error{Kind: Rejected, Code: f.Code, Detail: fmt.Sprintf("the issuer refused version %s of the secret on %s (%s): %s",
+		live.Version, f.At.UTC().Format(time.RFC3339), f.Code, c.remedy())}
 }
 
 // remedy is what to do about a refused version.
@@ -274,7 +278,7 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 			return err
 		}
 		c.note(audit.TokenRefused, live.Version, e.Code, map[string]string{"alarm": "the issuer refused this version of the secret"})
-		refused := c.allowed(now, live) // says it in words
+		refused := c.refusedError(live, refusal{now.Wall, e.Code})
 		refused.fresh = true
 		return refused
 	}

@@ -62,6 +62,7 @@ type Credential struct {
 	issuer    trouble
 	state     trouble // of the state directory
 	checked   clock.Reading
+	woken     clock.Reading        // when WakeWithin wants the next look; zero: it does not
 	probes    map[versionID]probed // of what serves, and of the candidate
 }
 
@@ -154,6 +155,7 @@ const (
 	checkTimeout    = 30 * time.Second
 	mintTimeout     = 20 * time.Second
 	shortestWait    = 100 * time.Millisecond
+	calm            = 30 * time.Second // between looks while there is trouble and a bundle serves
 )
 
 // New makes a credential. It starts nothing and does no I/O.
@@ -215,6 +217,16 @@ func (c *Credential) Adopt(l *Live) { c.current.CompareAndSwap(nil, l) }
 // Wake makes Run look at the secrets manager now.
 func (c *Credential) Wake() { signal(c.wake) }
 
+// WakeWithin is Wake at a random moment within d: many at once would ask more
+// than a secrets manager answers.
+func (c *Credential) WakeWithin(d time.Duration) {
+	at := c.deps.Clock.Now().Add(rand.N(d + 1)) // #nosec G404 -- spreads load
+	c.mu.Lock()
+	c.woken = at
+	c.mu.Unlock()
+	signal(c.replan)
+}
+
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -251,11 +263,19 @@ func (c *Credential) next() time.Duration {
 	defer c.mu.Unlock()
 	wait := jitter(c.cfg.Poll)
 	live := c.current.Load()
-	if live == nil || c.refused(live.id) {
-		wait = min(wait, jitter(30*time.Second)) // people are waiting
+	hurry := live == nil || c.refused(live.id) // people are waiting
+	if hurry {
+		wait = min(wait, jitter(calm))
+	}
+	if !c.woken.IsZero() {
+		wait = min(wait, max(0, c.woken.Until(now)))
 	}
 	if c.provider.err != nil {
-		wait = min(wait, max(0, c.provider.until.Until(now)))
+		again := max(0, c.provider.until.Until(now))
+		if !hurry {
+			again = max(again, jitter(calm))
+		}
+		wait = min(wait, again)
 		if live == nil {
 			return wait
 		}
@@ -299,6 +319,7 @@ func (c *Credential) read(ctx context.Context) error {
 	var have providers.Version
 	c.mu.Lock()
 	cand := c.candidate
+	c.woken = clock.Reading{}
 	c.mu.Unlock()
 	switch {
 	case cand != nil:

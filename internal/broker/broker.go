@@ -194,8 +194,9 @@ func (b *Broker) watchClock(ctx context.Context) {
 		if now.Jump(last) > Margin || slept > Margin {
 			b.o.Audit.Note(audit.Event{Type: audit.ClockJumped, Detail: map[string]string{
 				"wall": now.Wall.Sub(last.Wall).String(), "boot": now.Sub(last).String(), "monotonic": m.Sub(mono).String()}})
-			for _, c := range b.clients.Load().byName {
-				c.cred.Wake()
+			all := b.clients.Load().byName
+			for _, c := range all {
+				c.cred.WakeWithin(spread(len(all)))
 				for _, e := range c.all() {
 					b.sched.at(e, now)
 				}
@@ -215,15 +216,11 @@ func (b *Broker) Apply(clients []Client) error {
 	defer b.apply.Unlock()
 	old := b.clients.Load().byName
 	next := make(map[string]*cachedClient, len(clients))
-	var spread time.Duration
 	for _, cfg := range clients {
 		if _, twice := next[cfg.Name]; twice {
 			return fmt.Errorf("client %s is configured twice", cfg.Name)
 		}
-		if len(clients) > 100 { // one read every 3 ms, whatever their number
-			spread = rand.N(time.Duration(len(clients))*3*time.Millisecond + 1) // #nosec G404 -- spreads load
-		}
-		c, err := b.client(cfg, old[cfg.Name], spread)
+		c, err := b.client(cfg, old[cfg.Name], rand.N(spread(len(clients))+1)) // #nosec G404 -- spreads load
 		if err != nil {
 			return fmt.Errorf("client %s: %w", cfg.Name, err)
 		}
@@ -253,6 +250,15 @@ func (b *Broker) Apply(clients []Client) error {
 		}
 	}
 	return nil
+}
+
+// spread is the time over which n clients go to their secrets managers: one
+// every 3 ms, whatever their number, and few at once.
+func spread(n int) time.Duration {
+	if n <= 100 {
+		return 0
+	}
+	return time.Duration(n) * 3 * time.Millisecond
 }
 
 // clientSet is the clients of one configuration.

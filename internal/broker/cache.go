@@ -106,10 +106,11 @@ type flight struct {
 
 func newHeld(e *entry, t oidc.Token, live *rotation.Live) *held {
 	life := t.Expires.Sub(t.Sent)
+	served := life - min(Margin, life/2)
 	ahead := 0.75 + 0.1*rand.Float64() // #nosec G404 -- spreads load
 	return &held{token: t, live: live, life: life,
-		end:   t.Expires.Add(-min(Margin, life/2)),
-		renew: t.Sent.Add(time.Duration(float64(life) * ahead)),
+		end:   t.Sent.Add(served),
+		renew: t.Sent.Add(time.Duration(float64(served) * ahead)),
 		holding: holding{repeats: audit.TokenRepeats, event: audit.Event{Type: audit.TokenHandover, Client: e.state.client.Load().cfg.Name,
 			Version: string(live.Version), Fingerprint: t.Fingerprint, JTI: t.JTI, Scope: t.Scope, Audience: e.want.Audience, Expires: t.Expires.Wall}}}
 }
@@ -281,14 +282,24 @@ func (b *Broker) fetch(ctx context.Context, e *entry) error {
 
 // install puts a token into the cache and schedules its renewal.
 func (b *Broker) install(e *entry, h *held) {
+	for !b.swap(e, e.held.Load(), h) {
+	}
+}
+
+// swap is install if old is still there.
+func (b *Broker) swap(e *entry, old, h *held) bool {
 	e.mu.Lock()
+	if !e.held.CompareAndSwap(old, h) {
+		e.mu.Unlock()
+		return false
+	}
 	e.refused, e.patience = nil, 0
-	old := e.held.Swap(h)
 	e.mu.Unlock()
 	b.retireToken(old)
 	now := b.o.Clock.Now()
 	e.notBefore.Store(int64(now.Boot + shortestRenew))
 	b.sched.at(e, latest(h.renew, now.Add(shortestRenew)))
+	return true
 }
 
 // postpone decides when the entry is tried again after a failure.

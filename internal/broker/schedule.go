@@ -106,6 +106,9 @@ func (b *Broker) tend(e *entry) {
 		b.sched.at(e, latest(h.renew, now.Add(shortestRenew)))
 		return
 	}
+	if b.adopt(e, h, now) != nil { // which schedules the next look
+		return
+	}
 	if wait := time.Duration(e.notBefore.Load()) - now.Boot; wait > 0 {
 		b.sched.at(e, now.Add(wait))
 		return

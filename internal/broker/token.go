@@ -155,13 +155,16 @@ func (c *cachedClient) want(d access.Decision, r Request) oidc.Request {
 func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*held, clock.Reading, error) {
 	now := b.o.Clock.Now()
 	e.read.Store(int64(now.Boot))
-	for range 2 {
+	for range 3 { // as found, proved with a newer bundle, minted
 		h := e.held.Load()
 		if h != nil && h.usable(now, minTTL) {
 			if h.stale(now, e.state.client.Load().cred.Current()) {
 				h = b.refresh(e, h, now)
 			}
 			return h, now, nil
+		}
+		if b.adopt(e, h, now) != nil {
+			continue
 		}
 		if err := b.await(ctx, e, now); err != nil {
 			return nil, now, err
@@ -194,17 +197,30 @@ func (b *Broker) await(ctx context.Context, e *entry, now clock.Reading) error {
 // refresh starts to replace a token that is still good, and gives the one to
 // serve meanwhile.
 func (b *Broker) refresh(e *entry, h *held, now clock.Reading) *held {
-	live := e.state.client.Load().cred.Current()
-	if live != nil && live != h.live && live.Proof != nil && e.want == e.state.client.Load().cfg.Default {
-		if n := newHeld(e, *live.Proof, live); n.usable(now, 0) {
-			b.install(e, n)
-			return n
-		}
+	if n := b.adopt(e, h, now); n != nil {
+		return n
 	}
 	if now.Boot >= time.Duration(e.notBefore.Load()) {
 		_, _ = b.fly(e, now)
 	}
 	return h
+}
+
+// adopt takes the token that has proved a newer bundle, if there is one; nil: no.
+func (b *Broker) adopt(e *entry, h *held, now clock.Reading) *held {
+	cl := e.state.client.Load()
+	live := cl.cred.Current()
+	if h == nil || live == nil || live == h.live || live.Proof == nil || e.want != cl.cfg.Default {
+		return nil
+	}
+	n := newHeld(e, *live.Proof, live)
+	if !n.usable(now, 0) {
+		return nil
+	}
+	if !b.swap(e, h, n) {
+		return e.held.Load() // somebody else was faster
+	}
+	return n
 }
 
 // explain maps what rotation says to what a consumer sees: the one table.
