@@ -60,6 +60,7 @@ generate:
 bench: build
 	integration/install.d/nginx.sh
 	$(GO) run ./bench
+	$(GO) test -count=1 -v -run TestCallBudget ./bench
 
 clean:
 	rm -rf dist .real .tools

@@ -143,7 +143,7 @@ func (m *manager) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
 		switch r.Header.Get("X-Amz-Target") {
-		case "secretsmanager.GetSecretValue":
+		case "secretsmanager.GetSecretValue", "secretsmanager.BatchGetSecretValue":
 			m.calls.Values++
 		case "secretsmanager.DescribeSecret":
 			m.calls.Checks++

@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
@@ -32,13 +31,16 @@ type provider struct {
 	api       *secretsmanager.Client
 	login     *login
 	endpoints []string
+	batch     bool
+	gather    gatherer
 }
 
 // Open makes a provider. It connects to nothing: errors are those of the
 // configuration, or of the files that it names.
 //
 // Ref.Path is a secret's name or ARN; Ref.Version a version id, or a staging
-// label of AWS (AWSPREVIOUS, AWSPENDING); empty is AWSCURRENT.
+// label (AWSPREVIOUS, or one of your own); empty is AWSCURRENT. What is
+// AWSPENDING alone is being made, and is read by nobody who does not ask for it.
 func Open(c Config, _ clock.Clock) (providers.Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -57,7 +59,7 @@ func Open(c Config, _ clock.Clock) (providers.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &provider{login: l, api: secretsmanager.New(secretsmanager.Options{
+	p := &provider{login: l, batch: c.Batch, api: secretsmanager.New(secretsmanager.Options{
 		Region: c.Region, BaseEndpoint: orNil(c.Endpoint), Credentials: l,
 		HTTPClient: client, Retryer: awssdk.NopRetryer{},
 	})}
@@ -85,6 +87,11 @@ func (p *provider) Fetch(ctx context.Context, ref providers.Ref, have providers.
 			return providers.Bundle{}, providers.ErrUnchanged
 		case err != nil && providers.KindOf(err) != providers.Denied:
 			return providers.Bundle{}, err
+		}
+	}
+	if p.batch && have == "" && ref.Version == "" {
+		if b, ok, err := p.readTogether(ctx, ref); ok {
+			return b, err
 		}
 	}
 	b, err := p.read(ctx, ref)
@@ -127,7 +134,7 @@ func pin(ref providers.Ref) (id, stage string) {
 	switch v := string(ref.Version); {
 	case v == "":
 		return "", currentStage
-	case strings.HasPrefix(v, "AWS") && len(v) < 32: // a version id has at least 32 characters
+	case len(v) < 32: // a version id has 32 to 64 characters
 		return "", v
 	default:
 		return v, ""
@@ -156,6 +163,11 @@ func (p *provider) read(ctx context.Context, ref providers.Ref) (providers.Bundl
 		}
 		return providers.Bundle{}, fault(err, ref, "secretsmanager:GetSecretValue")
 	}
+	return a.bundle(ref)
+}
+
+// bundle makes a bundle, and leaves a as it is.
+func (a answer) bundle(ref providers.Ref) (providers.Bundle, error) {
 	b := providers.Bundle{Version: providers.Version(a.text("VersionId")), Created: a.time("CreatedDate")}
 	payload, err := a.payload()
 	if b.Version == "" || err != nil {

@@ -154,6 +154,56 @@ func TestStagingLabels(t *testing.T) {
 	wantKind(t, err, providers.NotFound)
 }
 
+// A rotation puts its new version under AWSPENDING first, and moves AWSCURRENT
+// when it has set and tested it: only then is it new.
+func TestPendingIsNotServed(t *testing.T) {
+	f, p := opened(t)
+	first := mustFetch(t, p, f.Ref("app"), "")
+	f.mu.Lock()
+	pending := f.newID()
+	f.store("app", pending, []byte(`{"n":2}`), "AWSPENDING")
+	f.mu.Unlock()
+	if _, err := p.Fetch(t.Context(), f.Ref("app"), first.Version); !errors.Is(err, providers.ErrUnchanged) {
+		t.Errorf("while it is pending: %v", err)
+	}
+	if b := mustFetch(t, p, f.Ref("app"), ""); b.Version != first.Version {
+		t.Errorf("%q is served", b.Version)
+	}
+	f.mu.Lock()
+	f.secrets["app"].move(currentStage, pending)
+	f.mu.Unlock()
+	if b := mustFetch(t, p, f.Ref("app"), first.Version); string(b.Version) != pending {
+		t.Errorf("%q when %q is current", b.Version, pending)
+	}
+	f.mu.Lock()
+	delete(f.secrets["app"].stages, currentStage) // a secret whose first version is still being made
+	f.mu.Unlock()
+	for _, have := range []providers.Version{"", first.Version} {
+		_, err := p.Fetch(t.Context(), f.Ref("app"), have)
+		wantKind(t, err, providers.NotFound)
+	}
+}
+
+func TestOwnLabelsAndIDs(t *testing.T) {
+	f, p := opened(t)
+	first := mustFetch(t, p, f.Ref("app"), "")
+	f.Set(t, "app", []byte(`{"n":2}`))
+	f.mu.Lock()
+	f.secrets["app"].move("blue", string(first.Version))
+	f.mu.Unlock()
+	for _, v := range []providers.Version{"blue", "AWSPREVIOUS", first.Version} {
+		ref := providers.Ref{Path: "app", Version: v}
+		if b := mustFetch(t, p, ref, ""); b.Version != first.Version {
+			t.Errorf("%s is %q", v, b.Version)
+		}
+		if _, err := p.Fetch(t.Context(), ref, first.Version); !errors.Is(err, providers.ErrUnchanged) {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	_, err := p.Fetch(t.Context(), providers.Ref{Path: "app", Version: "green"}, first.Version)
+	wantKind(t, err, providers.NotFound)
+}
+
 // What the SDK is given to decode holds no secret.
 func TestSDKSeesNoValue(t *testing.T) {
 	f, p := opened(t)

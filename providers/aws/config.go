@@ -27,6 +27,10 @@ type Config struct {
 	// SDK's default chain (environment, web identity, profile, container,
 	// instance).
 	Auth auth `yaml:"auth,omitempty" json:"auth,omitzero"`
+	// Batch reads up to 20 secrets a call when many are read for the first
+	// time, as at the start. It needs secretsmanager:BatchGetSecretValue on *
+	// besides; without that they are read singly. False: singly.
+	Batch bool `yaml:"batch,omitempty" json:"batch,omitempty"`
 
 	outbound.Config `yaml:",inline"`
 }

@@ -2,6 +2,7 @@ package aws
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -12,7 +13,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,10 +50,12 @@ type fake struct {
 	fault   providertest.Case
 	code    string // what every call answers; empty: by itself
 	deny    string // one action that policy forbids
+	denial  string // the code of that; empty: AccessDeniedException
 	calls   providertest.Calls
-	odd     bool   // GetSecretValue finds a state that allows no reading
-	before  func() // runs once, before the next PutSecretValue
-	between func() // runs once, after it
+	batches [][]string // the names in each BatchGetSecretValue
+	odd     bool       // GetSecretValue finds a state that allows no reading
+	before  func()     // runs once, before the next PutSecretValue
+	between func()     // runs once, after it
 	seq     int
 }
 
@@ -316,7 +318,8 @@ func reply(w http.ResponseWriter, status int, code string, v map[string]any) {
 }
 
 type fakeInput struct {
-	SecretID            string `json:"SecretId"`
+	SecretID            string   `json:"SecretId"`
+	SecretIDList        []string `json:"SecretIdList"`
 	Name                string
 	VersionID           string `json:"VersionId"`
 	VersionStage        string
@@ -341,7 +344,7 @@ func (f *fake) serveSecrets(w http.ResponseWriter, action string, body []byte) {
 		f.t.Error(err)
 	}
 	if action == f.deny {
-		reply(w, 400, "AccessDeniedException", nil)
+		reply(w, 400, cmp.Or(f.denial, "AccessDeniedException"), nil)
 		return
 	}
 	if action == "CreateSecret" {
@@ -351,6 +354,10 @@ func (f *fake) serveSecrets(w http.ResponseWriter, action string, body []byte) {
 		}
 		f.store(in.Name, in.ClientRequestToken, in.payload(), currentStage)
 		reply(w, 200, "", map[string]any{"VersionId": in.ClientRequestToken})
+		return
+	}
+	if action == "BatchGetSecretValue" {
+		f.batch(w, in)
 		return
 	}
 	s := f.secrets[in.SecretID]
@@ -414,12 +421,41 @@ func (f *fake) get(w http.ResponseWriter, in fakeInput, s *fakeSecret) {
 		reply(w, 400, "ResourceNotFoundException", nil)
 		return
 	}
-	out := map[string]any{"ARN": "arn:aws:secretsmanager:" + fakeRegion, "Name": in.SecretID, "VersionId": id,
-		"VersionStages": slices.Sorted(func(yield func(string) bool) { yield(currentStage) }), "CreatedDate": float64(v.created.UnixMilli()) / 1000}
+	reply(w, 200, "", v.output(in.SecretID, id))
+}
+
+func (v fakeVersion) output(name, id string) map[string]any {
+	out := map[string]any{"ARN": "arn:aws:secretsmanager:" + fakeRegion + ":123456789012:secret:" + name + "-abcdef", "Name": name, "VersionId": id,
+		"VersionStages": []string{currentStage}, "CreatedDate": float64(v.created.UnixMilli()) / 1000}
 	if utf8.Valid(v.payload) {
 		out["SecretString"] = string(v.payload)
 	} else {
 		out["SecretBinary"] = base64.StdEncoding.EncodeToString(v.payload)
 	}
-	reply(w, 200, "", out)
+	return out
+}
+
+// batch gives what can be had, and a list of errors.
+func (f *fake) batch(w http.ResponseWriter, in fakeInput) {
+	f.batches = append(f.batches, in.SecretIDList)
+	if len(in.SecretIDList) > 20 {
+		reply(w, 400, "InvalidParameterException", nil)
+		return
+	}
+	values, errs := []any{}, []any{}
+	for _, name := range in.SecretIDList {
+		if name, ok := strings.CutPrefix(name, "arn:aws:secretsmanager:"+fakeRegion+":123456789012:secret:"); ok {
+			in.SecretID = strings.TrimSuffix(name, "-abcdef")
+		} else {
+			in.SecretID = name
+		}
+		s := f.secrets[in.SecretID]
+		if s == nil || s.deleted {
+			errs = append(errs, map[string]any{"SecretId": name, "ErrorCode": "ResourceNotFoundException", "Message": "about " + providertest.Canary})
+			continue
+		}
+		id := s.stages[currentStage]
+		values = append(values, s.versions[id].output(in.SecretID, id))
+	}
+	reply(w, 200, "", map[string]any{"SecretValues": values, "Errors": errs})
 }

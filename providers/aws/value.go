@@ -3,6 +3,7 @@ package aws
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -19,7 +20,8 @@ import (
 // the answers that hold one are taken off the wire below it, and the SDK sees
 // an empty object in their place.
 
-// answer is the members of a GetSecretValue response.
+// answer is the members of a GetSecretValue response, or of one of the values
+// in a BatchGetSecretValue's.
 type answer map[string]secret.Secret
 
 // A slot in a call's context is where its answer goes.
@@ -27,6 +29,7 @@ type slotKey struct{}
 
 type slot struct {
 	answer answer
+	many   []answer // of a batch
 	err    error
 }
 
@@ -49,11 +52,15 @@ func (d doer) Do(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	s, ok := r.Context().Value(slotKey{}).(*slot)
-	if !ok || resp.StatusCode != http.StatusOK || r.Header.Get("X-Amz-Target") != "secretsmanager.GetSecretValue" {
+	switch target := r.Header.Get("X-Amz-Target"); {
+	case ok && resp.StatusCode == http.StatusOK && target == "secretsmanager.GetSecretValue":
+		s.answer, s.err = take(resp.Body)
+	case ok && resp.StatusCode == http.StatusOK && target == "secretsmanager.BatchGetSecretValue":
+		s.many, s.err = takeMany(resp.Body, resp.ContentLength)
+	default:
 		resp.Body = capped{io.LimitReader(resp.Body, maxAnswer), resp.Body}
 		return resp, nil
 	}
-	s.answer, s.err = take(resp.Body)
 	if err := resp.Body.Close(); err != nil && s.err == nil {
 		s.err = err
 	}
@@ -91,6 +98,37 @@ func take(body io.Reader) (answer, error) {
 		return nil, errNotAnAnswer
 	}
 	return members, nil
+}
+
+// takeMany does the same with a batch, of length bytes (-1: unknown). What is
+// wrong with one value does not concern the others.
+func takeMany(body io.Reader, length int64) ([]answer, error) {
+	const most = batchSize * maxAnswer
+	if length < 0 || length > most {
+		length = most
+	}
+	buf := make([]byte, length+1)
+	defer clear(buf)
+	n, err := io.ReadFull(body, buf)
+	switch {
+	case err == nil:
+		return nil, errNotAnAnswer // too long
+	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, err
+	}
+	var out struct{ SecretValues []json.RawMessage }
+	err = json.Unmarshal(buf[:n], &out)
+	var many []answer
+	for _, raw := range out.SecretValues {
+		if a, perr := providers.Parse(raw); perr == nil { // which wipes raw
+			many = append(many, a)
+		}
+	}
+	if err != nil {
+		wipeAll(many)
+		return nil, errNotAnAnswer
+	}
+	return many, nil
 }
 
 func (a answer) wipe() { providers.Bundle{Fields: a}.Wipe() }

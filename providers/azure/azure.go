@@ -8,7 +8,10 @@
 // which is current.
 //
 // Key Vault hands out a secret that has expired, or is not valid yet, as if
-// nothing were; this package does not.
+// nothing were; this package does not. In force is the newest version whose
+// nbf has passed: until then the one before it serves, if versions may be
+// listed. A version in force that has expired, or is disabled, is an error:
+// what it replaced is no substitute.
 package azure
 
 import (
@@ -44,7 +47,7 @@ type provider struct {
 // Open makes a provider. It connects to nothing: errors are those of the
 // configuration, or of the files that it names.
 //
-// Ref.Path is a secret's name; Ref.Version a version's id, empty the newest.
+// Ref.Path is a secret's name; Ref.Version a version's id, empty the one in force.
 func Open(c Config, clk clock.Clock) (providers.Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -130,11 +133,42 @@ func (p *provider) Fetch(ctx context.Context, ref providers.Ref, have providers.
 		}
 	}
 	b, err := p.read(ctx, ref)
+	if kind := providers.KindOf(err); ref.Version == "" && (kind == providers.NotYetValid || kind == providers.Disabled) {
+		b, err = p.readBefore(ctx, ref, err)
+	}
 	if err == nil && b.Version == have {
 		b.Wipe()
 		return providers.Bundle{}, providers.ErrUnchanged
 	}
 	return b, err
+}
+
+// readBefore reads the version in force where the newest is to come. why is
+// what is wrong with the newest, and the error where there is no other.
+func (p *provider) readBefore(ctx context.Context, ref providers.Ref, why error) (providers.Bundle, error) {
+	list, err := p.versions(ctx, ref)
+	if err != nil {
+		return providers.Bundle{}, why
+	}
+	v, sure := p.inForce(list)
+	if !sure || !list[v].Enabled {
+		return providers.Bundle{}, why
+	}
+	ref.Version = v
+	return p.read(ctx, ref)
+}
+
+// inForce gives the newest version whose nbf has passed, and whether no other
+// was created in the same second.
+func (p *provider) inForce(list map[providers.Version]attributes) (v providers.Version, sure bool) {
+	now := p.clk.Now().Wall
+	begun := map[providers.Version]attributes{}
+	for v, a := range list {
+		if !moment(a.Nbf).After(now) {
+			begun[v] = a
+		}
+	}
+	return newest(begun)
 }
 
 // unchanged says whether have is surely what a read would give.
@@ -148,7 +182,7 @@ func (p *provider) unchanged(ctx context.Context, ref providers.Ref, have provid
 	}
 	wanted, sure := ref.Version, true
 	if wanted == "" {
-		wanted, sure = newest(list)
+		wanted, sure = p.inForce(list)
 	}
 	if v := list[have]; sure && wanted == have && v.Enabled {
 		return true, p.checkValidity(v.bundle(), ref)

@@ -60,7 +60,8 @@ func (p *provider) Put(ctx context.Context, ref providers.Ref, fields map[string
 	return ours, nil
 }
 
-// current gives the version that a read would give, "" when there is none.
+// current gives the newest version, be it in force or still to come, "" when
+// there is none.
 func (p *provider) current(ctx context.Context, ref providers.Ref, list map[providers.Version]attributes) (providers.Version, error) {
 	v, sure := newest(list)
 	if sure || len(list) == 0 {

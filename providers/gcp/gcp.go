@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	secretmanager "cloud.google.com/go/secretmanager/apiv1"
@@ -37,6 +38,7 @@ type manager struct {
 	c     Config
 	addr  string // host:port
 	login *login
+	meta  quota
 }
 
 // Config is one project of Secret Manager.
@@ -132,7 +134,7 @@ func Open(c Config, clk clock.Clock) (providers.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &manager{c: c, addr: addr, login: newLogin(c, clk)}, nil
+	return &manager{c: c, addr: addr, login: newLogin(c, clk), meta: quota{clk: clk}}, nil
 }
 
 // Close forgets the login. Connections end with their calls.
@@ -150,6 +152,9 @@ func (m *manager) Endpoints() []string {
 // a quota of 90,000 calls a minute and GetSecretVersion shares one of 600 with
 // every other read of the project, so a value is the cheaper poll. Unchanged
 // values are wiped unread.
+//
+// The numbers of a secret's versions grow, and latest may lag behind: a smaller
+// one than have is no news, unless the secret has been made anew.
 func (m *manager) Fetch(ctx context.Context, ref providers.Ref, have providers.Version) (providers.Bundle, error) {
 	var b providers.Bundle
 	err := m.call(ctx, ref, func(ctx context.Context, c *secretmanager.Client) error {
@@ -157,13 +162,22 @@ func (m *manager) Fetch(ctx context.Context, ref providers.Ref, have providers.V
 		if v == "" {
 			v = latest
 		}
-		resp, err := c.AccessSecretVersion(ctx, &secretmanagerpb.AccessSecretVersionRequest{Name: m.secretName(ref) + "/versions/" + v})
+		resp, err := m.access(ctx, c, ref, v)
 		if err != nil {
-			return m.explainState(ctx, c, m.secretName(ref)+"/versions/"+v, err)
+			return err
 		}
 		defer clear(resp.GetPayload().GetData())
 		if b.Version, err = checked(resp); err != nil {
 			return err
+		}
+		if v == latest && older(b.Version, have) {
+			switch again, err := m.access(ctx, c, ref, string(have)); {
+			case err == nil:
+				clear(again.GetPayload().GetData())
+				return providers.ErrUnchanged
+			case status.Code(err) != codes.NotFound:
+				return err
+			}
 		}
 		if b.Version == have {
 			return providers.ErrUnchanged
@@ -172,9 +186,11 @@ func (m *manager) Fetch(ctx context.Context, ref providers.Ref, have providers.V
 			return err
 		}
 		// Its age is worth one metadata call for each new version, and no failure.
-		meta, err := c.GetSecretVersion(ctx, &secretmanagerpb.GetSecretVersionRequest{Name: resp.GetName()})
-		if err == nil && meta.GetCreateTime() != nil {
-			b.Created = meta.GetCreateTime().AsTime()
+		if m.meta.spend() {
+			meta, err := c.GetSecretVersion(ctx, &secretmanagerpb.GetSecretVersionRequest{Name: resp.GetName()})
+			if err == nil && meta.GetCreateTime() != nil {
+				b.Created = meta.GetCreateTime().AsTime()
+			}
 		}
 		return nil
 	})
@@ -182,6 +198,48 @@ func (m *manager) Fetch(ctx context.Context, ref providers.Ref, have providers.V
 		return providers.Bundle{}, err
 	}
 	return b, nil
+}
+
+// access reads one version.
+func (m *manager) access(ctx context.Context, c *secretmanager.Client, ref providers.Ref, v string) (*secretmanagerpb.AccessSecretVersionResponse, error) {
+	name := m.secretName(ref) + "/versions/" + v
+	resp, err := c.AccessSecretVersion(ctx, &secretmanagerpb.AccessSecretVersionRequest{Name: name})
+	if err != nil {
+		return nil, m.explainState(ctx, c, name, err)
+	}
+	return resp, nil
+}
+
+// older says whether a is a smaller number than b.
+func older(a, b providers.Version) bool {
+	x, err1 := strconv.ParseUint(string(a), 10, 63)
+	y, err2 := strconv.ParseUint(string(b), 10, 63)
+	return err1 == nil && err2 == nil && x < y
+}
+
+// quota is the broker's share of the 600 metadata calls that Google allows a
+// whole project in a minute: half of them. Without it the start of a large
+// installation would use up everybody's.
+type quota struct {
+	clk clock.Clock
+
+	mu    sync.Mutex
+	since clock.Reading
+	spent int
+}
+
+const metadataCalls = 300 // a minute
+
+// spend says whether one more call is within the quota, and counts it.
+func (q *quota) spend() bool {
+	now := q.clk.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.since.IsZero() || now.Sub(q.since) >= time.Minute {
+		q.since, q.spent = now, 0
+	}
+	q.spent++
+	return q.spent <= metadataCalls
 }
 
 // secretName gives projects/P/secrets/S or, with a regional endpoint,
@@ -280,6 +338,9 @@ func (m *manager) attempt(ctx context.Context, b bearer, f func(context.Context,
 func (m *manager) explainState(ctx context.Context, c *secretmanager.Client, version string, err error) error {
 	if status.Code(err) != codes.FailedPrecondition {
 		return err
+	}
+	if !m.meta.spend() {
+		return &providers.Error{Kind: providers.Disabled, Message: "the version is disabled or destroyed", Hint: "enable it or add a version", Err: err}
 	}
 	meta, metaErr := c.GetSecretVersion(ctx, &secretmanagerpb.GetSecretVersionRequest{Name: version})
 	destroyAt := meta.GetScheduledDestroyTime()
