@@ -40,6 +40,8 @@ type Config struct {
 	Limits Limits `yaml:"limits"`
 	// Sockets are the daemon's own; under systemd its units say more.
 	Sockets Sockets `yaml:"sockets"`
+	// Metrics are for monitoring that cannot read the administrators' socket.
+	Metrics Metrics `yaml:"metrics"`
 	// State is the directory of audit log, incidents and budgets. Missing:
 	// /var/lib/credential-broker for root or under systemd, else
 	// credential-broker in $XDG_STATE_HOME.
@@ -257,4 +259,15 @@ type Limits struct {
 type Sockets struct {
 	Consumer string `yaml:"consumer"` // missing: /run/credential-broker/broker.sock, or the same under $XDG_RUNTIME_DIR
 	Admin    string `yaml:"admin"`    // missing: admin.sock beside it
+}
+
+// Metrics says where metrics go beside the administrators' socket. They hold
+// no secret, but the names of the clients and how these do: whoever is on this
+// machine can read them there. A change is taken with the next reload.
+type Metrics struct {
+	// Listen is a loopback address and port for GET /metrics. Missing: none.
+	Listen string `yaml:"listen"`
+	// TextFile is a file for node_exporter's textfile collector, written anew
+	// every 15 s and readable for all. Missing: none.
+	TextFile string `yaml:"textfile"`
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/mail"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -56,6 +57,18 @@ func (c *Config) validate(r *report, whole bool) {
 	}
 	k.when(len(c.Sockets.Consumer) > 107, "sockets.consumer", "the path is too long for a socket", "at most 107 bytes", "")
 	k.when(len(c.Sockets.Admin) > 107, "sockets.admin", "the path is too long for a socket", "at most 107 bytes", "")
+	k.metrics(c.Metrics)
+}
+
+// metrics go to this machine alone: what is to leave it, something made for
+// that sends on.
+func (k *checker) metrics(m Metrics) {
+	at, err := netip.ParseAddrPort(m.Listen)
+	k.when(m.Listen != "" && (err != nil || at.Port() == 0), "metrics.listen", quote(m.Listen)+" is no address with a port", "numbers, as in 127.0.0.1:9110", "")
+	k.when(err == nil && !at.Addr().IsLoopback(), "metrics.listen", at.Addr().String()+" is not an address of this machine alone", "127.0.0.1 or [::1]",
+		"to read metrics from another machine, use textfile: with a node_exporter, or a proxy that authenticates")
+	k.when(m.TextFile != "" && !filepath.IsAbs(m.TextFile), "metrics.textfile", "metrics.textfile is not an absolute path", "a path that begins with /", "")
+	k.when(filepath.IsAbs(m.TextFile) && filepath.Ext(m.TextFile) != ".prom", "metrics.textfile", "node_exporter reads files that end in .prom", "", "as in /var/lib/node_exporter/textfile/credential_broker.prom")
 }
 
 // when reports what is wrong with the value at path. A key that is not written

@@ -71,6 +71,12 @@ type StatusClient struct {
 	// no limit.
 	Age    int64 `json:"age_seconds"`
 	MaxAge int64 `json:"max_age_seconds,omitempty"`
+	// Due is when the bundle will be older than MaxAge; zero: there is no such
+	// limit, or the secrets manager does not tell the age.
+	Due time.Time `json:"due,omitzero"`
+	// Steps are what a person does at the issuer to replace the secret; empty:
+	// it is neither due nor refused, or the preset has none.
+	Steps []string `json:"steps,omitempty"`
 
 	// Login is the state of a person's login (authorization_code); nil: the
 	// client needs none.

@@ -96,12 +96,8 @@ func judge(st *client.Status) (code int, problems []string) {
 		for _, text := range narrowed(&c) {
 			say(1, "%s: %s", c.Client, text)
 		}
-		switch {
-		case c.MaxAge == 0:
-		case c.Age > c.MaxAge:
-			say(2, "%s: the secret is %d days old, %d are allowed", c.Client, c.Age/86400, c.MaxAge/86400)
-		case c.Age > c.MaxAge*8/10:
-			say(1, "%s: the secret is due in %d days", c.Client, (c.MaxAge-c.Age)/86400)
+		if level, text := age(&c); level > 0 {
+			say(level, "%s: %s", c.Client, text)
 		}
 	}
 	if !st.Audit.Healthy {
@@ -118,13 +114,13 @@ func printStatus(out io.Writer, st *client.Status) error {
 	}
 	fmt.Fprintf(out, "audit log %s, entry %d, anchors: %s\n\n", audit, st.Audit.Seq, st.Audit.Anchors)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "CLIENT\tSTATE\tRUNWAY\tVERSION\tMANAGER\tOWNER")
+	fmt.Fprintln(w, "CLIENT\tSTATE\tRUNWAY\tVERSION\tAGE\tMANAGER\tOWNER")
 	for _, c := range st.Clients {
 		state := "ready"
 		if !c.Ready {
 			state = string(c.Code)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s (%s)\t%s\n", c.Client, state, time.Duration(c.Runway)*time.Second, orDash(c.Version), c.Provider, c.Source.State, c.Owner)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s (%s)\t%s\n", c.Client, state, time.Duration(c.Runway)*time.Second, orDash(c.Version), days(c.Age), c.Provider, c.Source.State, c.Owner)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -154,7 +150,45 @@ func remarks(c *client.StatusClient) []string {
 			list = append(list, line.what+line.text)
 		}
 	}
-	return append(list, narrowed(c)...)
+	list = append(list, narrowed(c)...)
+	if _, text := age(c); text != "" {
+		list = append(list, text)
+	}
+	if len(c.Steps) > 0 {
+		text := "to replace the secret:"
+		for i, step := range c.Steps {
+			text += fmt.Sprintf("\n  %d. %s", i+1, step)
+		}
+		list = append(list, text)
+	}
+	return list
+}
+
+// age says how a secret does that has a limit of age: level 1 from 80 % of it,
+// 2 past it, as monitoring counts.
+func age(c *client.StatusClient) (level int, text string) {
+	switch {
+	case c.MaxAge == 0 || c.Version == "":
+		return 0, ""
+	case c.Due.IsZero():
+		return 1, "the secret's age is not known: its manager does not say when it was made, so max_age cannot be watched"
+	case c.Age >= c.MaxAge:
+		return 2, fmt.Sprintf("the secret is %s old, %s are allowed: it was due on %s", days(c.Age), days(c.MaxAge), c.Due.Format(time.DateOnly))
+	case c.Age > c.MaxAge*8/10:
+		return 1, fmt.Sprintf("the secret is %s old and due in %s, on %s", days(c.Age), days(c.MaxAge-c.Age), c.Due.Format(time.DateOnly))
+	}
+	return 0, fmt.Sprintf("the secret is due on %s", c.Due.Format(time.DateOnly))
+}
+
+// days is an age for people; zero is not known.
+func days(seconds int64) string {
+	switch {
+	case seconds <= 0:
+		return "-"
+	case seconds < 2*86400:
+		return fmt.Sprintf("%d hours", seconds/3600)
+	}
+	return fmt.Sprintf("%d days", seconds/86400)
 }
 
 // loginText says what a client needs of a person; empty: nothing.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"credentialbroker/api/client"
 )
@@ -13,6 +14,18 @@ func TestStatusTells(t *testing.T) {
 		c := client.StatusClient{Client: "mkp", Ready: true, Runway: 90}
 		change(&c)
 		return c
+	}
+	// A daemon names steps once the secret is due.
+	aged := func(days int64, unknown bool) client.StatusClient {
+		return ready(func(c *client.StatusClient) {
+			c.Version, c.Age, c.MaxAge = "7", days*86400, 365*86400
+			if !unknown {
+				c.Due = time.Date(2027, 11, 21, 9, 0, 0, 0, time.UTC)
+			}
+			if days > 292 {
+				c.Steps = []string{"ask for one", "store it"}
+			}
+		})
 	}
 	for _, x := range []struct {
 		client client.StatusClient
@@ -34,6 +47,14 @@ func TestStatusTells(t *testing.T) {
 		{ready(func(c *client.StatusClient) {
 			c.Tokens = []client.TokenStatus{{Scope: "a", Granted: "a"}, {Scope: "a b", Granted: "a", Narrowed: true}, {Scope: "c", Narrowed: true}}
 		}), 1, "mkp: scope: asked for a b, granted a; mkp: scope: asked for c, granted none", "mkp: scope: asked for a b, granted a"},
+		{aged(100, false), 0, "", "mkp: the secret is due on 2027-11-21\n"},
+		{aged(292, false), 0, "", "mkp: the secret is due on 2027-11-21\n"}, // 80 % to the day
+		{aged(293, false), 1, "the secret is 293 days old and due in 72 days, on 2027-11-21", "  2. store it"},
+		{aged(364, false), 1, "due in 24 hours, on 2027", "  1. ask for one"},
+		{aged(365, false), 2, "365 days old, 365 days are allowed", "  1. ask for one"},
+		{aged(366, false), 2, "the secret is 366 days old, 365 days are allowed: it was due on 2027-11-21", "mkp: to replace the secret:\n  1. ask for one\n  2. store it"},
+		{aged(0, true), 1, "max_age cannot be watched", "age is not known"},
+		{ready(func(c *client.StatusClient) { c.Age = 3 * 86400 }), 0, "", ""}, // without a limit it is in the table alone
 	} {
 		st := &client.Status{Audit: client.AuditStatus{Healthy: true}, Clients: []client.StatusClient{x.client}}
 		code, problems := judge(st)

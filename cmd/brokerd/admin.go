@@ -28,7 +28,7 @@ import (
 )
 
 // administration is the daemon as the admin socket sees it.
-func (s *server) administration(metrics *prometheus.Registry) api.Administration {
+func (s *server) administration(metrics prometheus.Gatherer) api.Administration {
 	return api.Administration{
 		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
 		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey,
@@ -278,6 +278,7 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 			out.Issuer.Code = client.IssuerProtocolError
 		}
 	}
+	out.Due, out.Steps = replacement(c, cfg, s.clock.Now().Wall)
 	out.APIKey = keyStatus(c)
 	for _, t := range c.Tokens {
 		out.Tokens = append(out.Tokens, client.TokenStatus{Scope: t.Scope, Granted: t.Granted, Narrowed: t.Narrowed, Bound: t.Bound,

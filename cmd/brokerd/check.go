@@ -40,10 +40,17 @@ func showCheck(cmd *cobra.Command, c *configs.Config, asJSON bool) error {
 	warnings := c.Warnings(access.SystemNames())
 	out := cmd.OutOrStdout()
 	if asJSON {
-		return json.NewEncoder(out).Encode(map[string]any{"providers": len(c.Providers), "clients": len(c.Clients), "warnings": append([]configs.Problem{}, warnings...)})
+		return json.NewEncoder(out).Encode(map[string]any{"providers": len(c.Providers), "clients": len(c.Clients), "warnings": append([]configs.Problem{}, warnings...),
+			"metrics": map[string]string{"listen": c.Metrics.Listen, "textfile": c.Metrics.TextFile}})
 	}
 	for _, w := range warnings {
 		printf(out, "warning: %s\n", w.Error())
+	}
+	if m := c.Metrics; m.Listen != "" {
+		printf(out, "metrics: http://%s/metrics, for everybody on this machine\n", m.Listen)
+	}
+	if m := c.Metrics; m.TextFile != "" {
+		printf(out, "metrics: %s, every %s, for everybody on this machine\n", m.TextFile, exportEvery)
 	}
 	printf(out, "%d secrets managers, %d clients, no mistakes, %d warnings\n", len(c.Providers), len(c.Clients), len(warnings))
 	return nil

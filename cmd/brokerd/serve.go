@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -149,10 +147,9 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 // run serves until ctx ends. The audit log outlives everything that writes to
 // it.
 func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(s.broker, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	own, all := s.gatherers()
 	clients, l := len(s.current.config.Clients), s.current.config.Limits
-	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(registry), Log: s.log,
+	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(all), Log: s.log,
 		Limits: api.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
 			RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}})
 
@@ -172,6 +169,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })
 	g.Go(func() error { return s.tell(ctx) })
+	g.Go(func() error { return s.export(ctx, own, all) })
 	g.Go(func() error {
 		<-ctx.Done()
 		notify(daemon.SdNotifyStopping)

@@ -1,0 +1,19 @@
+package main
+
+import (
+	"time"
+
+	"credentialbroker/configs"
+	"credentialbroker/internal/broker"
+)
+
+// replacement says by when a client's secret is to be replaced, and, from 80 %
+// of that age or once the issuer has refused it, how a person does that.
+func replacement(c broker.ClientStatus, cfg configs.Client, now time.Time) (due time.Time, steps []string) {
+	due = c.Due()
+	soon := !due.IsZero() && due.Sub(now) < c.MaxAge/5
+	if soon || c.Credential.Dead {
+		steps = cfg.Rotation.Steps
+	}
+	return due.UTC(), steps
+}
