@@ -232,6 +232,8 @@ func (b *Broker) Rotate(ctx context.Context, name string, r Rotation) (rotation.
 		b.sched.at(e, b.o.Clock.Now())
 	}
 	switch {
+	case r.Version != "" && err != nil && !providers.KindOf(err).Temporary():
+		err = &Error{Code: client.NotFound, Detail: "this version cannot be had: " + err.Error(), Err: err}
 	case err != nil:
 		err = &Error{Code: client.ProviderUnavailable, Detail: err.Error(), RetryAfter: 30 * time.Second, Err: err}
 	case why != "":
