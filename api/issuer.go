@@ -74,7 +74,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request, c *access.Caller,
 	if err != nil {
 		return err
 	}
-	if err := s.act(r, c, "login.start", name, map[string]string{"redirect_uri": start.RedirectURI}); err != nil {
+	if err := s.act(r, c, "login.start", name, nil); err != nil {
 		return err
 	}
 	login, err := s.cfg.Administration.Login(r.Context(), name, start)

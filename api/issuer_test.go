@@ -41,7 +41,7 @@ func TestIssuerActs(t *testing.T) {
 		}, client.NewKey{Kind: "p-256", Certificate: true, Subject: "Jan É"}, map[string]string{"kind": "p-256", "certificate": "true"}},
 		{"login.start", func(n string) (any, error) {
 			return a.StartLogin(ctx, n, client.LoginStart{RedirectURI: "http://127.0.0.1:7/callback"})
-		}, client.LoginStart{RedirectURI: "http://127.0.0.1:7/callback"}, map[string]string{"redirect_uri": "http://127.0.0.1:7/callback"}},
+		}, client.LoginStart{RedirectURI: "http://127.0.0.1:7/callback"}, nil}, // what was typed may hold a code
 		{"login", func(n string) (any, error) {
 			return a.FinishLogin(ctx, n, client.LoginFinish{State: "the-state", Code: "the-code", Issuer: "https://issuer.example"})
 		}, broker.LoginCode{State: "the-state", Issuer: "https://issuer.example"}, nil},

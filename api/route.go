@@ -19,8 +19,7 @@ type route struct {
 	// still there, at the last moment. Looking twice would cost a system call.
 	dispenses bool
 
-	role Role   // admin socket: who may
-	act  string // admin socket: recorded under this name first; empty: it changes nothing
+	role Role // admin socket: who may
 
 	prefix, suffix string // of path, around {client}
 	named          bool

@@ -29,7 +29,7 @@ import (
 //
 // [Credential.rules] is this table.
 type rule struct {
-	fits func() bool
+	fits bool
 	then func() error
 }
 
@@ -42,7 +42,7 @@ func (c *Credential) advance(ctx context.Context) error {
 		return nil
 	}
 	for _, r := range c.rules(ctx, cand) {
-		if r.fits() {
+		if r.fits {
 			return r.then()
 		}
 	}
@@ -57,19 +57,19 @@ func (c *Credential) rules(ctx context.Context, cand *candidate) []rule {
 	}
 	installed := func() error { c.install(cand, nil); return nil }
 	return []rule{
-		{func() bool { return lacking != "" }, func() error {
+		{lacking != "", func() error {
 			if c.hold(cand, lacking, clock.Reading{}) {
 				c.note(audit.BundleRefused, cand.bundle.Version, "incomplete", map[string]string{"alarm": lacking})
 			}
 			return nil
 		}},
-		{func() bool { return live == nil }, installed}, // even a refused one: whoever asks is told so
-		{func() bool { return c.refused(c.id(cand.bundle.Version)) }, held("it was refused: store another version, or run broker retry "+name, clock.Reading{})},
-		{func() bool { return now.Sub(cand.ready) < 0 && cand.turn }, held("other hosts prove it first", cand.ready)},
-		{func() bool { return now.Sub(cand.ready) < 0 }, held("its parts have to settle", cand.ready)},
-		{func() bool { return c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved }, held("it cannot be proved: broker rotate --accept "+name+" installs it", clock.Reading{})},
-		{func() bool { return c.cfg.Prove == ProveNone }, installed},
-		{func() bool { return true }, func() error { return c.prove(ctx, cand) }},
+		{live == nil, installed}, // even a refused one: whoever asks is told so
+		{c.refused(c.id(cand.bundle.Version)), held("it was refused: store another version, or run broker retry "+name, clock.Reading{})},
+		{now.Sub(cand.ready) < 0 && cand.turn, held("other hosts prove it first", cand.ready)},
+		{now.Sub(cand.ready) < 0, held("its parts have to settle", cand.ready)},
+		{c.cfg.Prove == ProveNone && !c.cfg.AcceptUnproved, held("it cannot be proved: broker rotate --accept "+name+" installs it", clock.Reading{})},
+		{c.cfg.Prove == ProveNone, installed},
+		{true, func() error { return c.prove(ctx, cand) }},
 	}
 }
 

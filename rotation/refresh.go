@@ -294,34 +294,35 @@ func (c *Credential) authenticated(ctx context.Context, live *Live, f func(conte
 }
 
 // Logout gives the refresh token to f, which revokes it, and uses it no more,
-// also if the issuer has no way to revoke it; then f's error is returned.
-func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Material, secret.Secret) error) error {
+// also if the issuer has no way to revoke it; then f's error is returned. ended
+// is false if there was no login, or it goes on.
+func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Material, secret.Secret) error) (ended bool, err error) {
 	live, err := c.loaded(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := c.ledger.minting.take(ctx); err != nil {
-		return err
+		return false, err
 	}
 	defer c.ledger.minting.give()
 	if err := c.openLogin(ctx, c.login); err != nil {
-		return err
+		return false, err
 	}
 	if c.login.token.Empty() {
-		return nil
+		return false, nil
 	}
 	err = c.authenticated(ctx, live, func(ctx context.Context, m oidc.Material) error { return f(ctx, m, c.login.token) })
 	var e *oidc.Error
 	if cannot := errors.As(err, &e) && e.Kind == oidc.Refused && e.Status == 0; err != nil && !cannot {
-		return err // the next attempt needs the token
+		return false, err // the next attempt needs the token
 	}
 	if lost := c.recorded(c.ledger.loginFailed(c.login.id(), c.deps.Clock.Now().Wall, codeRevoked)); lost != nil {
-		return lost
+		return false, lost
 	}
 	_ = c.loginRequired() // publishes it
 	c.login.token.Wipe()
 	c.login.token, c.login.reason = secret.Secret{}, "an administrator ended the login"
 	_ = c.pushLogin(ctx, c.login) // without it; if the manager is down, what is recorded holds
 	_ = remove(c.login.file)
-	return err
+	return true, err
 }

@@ -28,9 +28,12 @@ func (b *Broker) Revoke(ctx context.Context, name string, login bool) (client.Ou
 	}
 	var r revoked
 	if login { // first: with some issuers it ends the access tokens too
-		r.count(cl.cred.Logout(ctx, func(ctx context.Context, m oidc.Material, token secret.Secret) error {
+		ended, err := cl.cred.Logout(ctx, func(ctx context.Context, m oidc.Material, token secret.Secret) error {
 			return cl.issuer.Revoke(ctx, m, token, "refresh_token")
-		}))
+		})
+		if ended || err != nil {
+			r.count(err)
+		}
 	}
 	for _, h := range b.withdraw(cl) {
 		if r.last.Before(h.token.Expires.Wall) {
