@@ -21,7 +21,8 @@ const (
 
 // Store is the inverse of Load: it writes values, by the client's own names of
 // fields, to where s says that they live. The other fields of those secrets
-// stay, and a secret that does not exist yet is created with named fields. It
+// stay, and a secret that does not exist yet is created with named fields. The
+// zero Secret removes the field. It
 // returns the version that Load now gives, empty while a secret of s is still
 // missing.
 //
@@ -145,6 +146,13 @@ func merge(r Ref, from map[string]secret.Secret, list []change, when Condition) 
 			return nil, &Error{Kind: Conflict, Ref: r, Message: "somebody else has stored " + c.name + " meanwhile"}
 		}
 		taken[c.key] = c.name
+		if c.value == (secret.Secret{}) {
+			if c.key == Whole {
+				return refuse("the secret is one value, which cannot be removed")
+			}
+			delete(out, c.key)
+			continue
+		}
 		out[c.key] = c.value
 		if c.key == Whole {
 			if looksLikeObject(c.value) {

@@ -276,3 +276,33 @@ func TestStoreLeavesTheCallersValues(t *testing.T) {
 		t.Errorf("a wiped value was stored: %v", err)
 	}
 }
+
+// The zero Secret removes a field; one that was wiped does not.
+func TestStoreRemoves(t *testing.T) {
+	spec := providers.Spec{Ref: providers.Ref{Path: "main"}, Fields: fieldPlaces{"key": {Key: "pem"}, "one": at("one", "")}}
+	for name, open := range managers(t) {
+		t.Run(name, func(t *testing.T) {
+			p := open()
+			fill(t, p, map[string]fieldMap{"main": {"pem": "old", "pending": "new"}, "one": {providers.Whole: "x"}})
+			values := map[string]secret.Secret{"key": secret.FromString("new"), "pending": {}, "was never there": {}}
+			if _, err := providers.Store(t.Context(), p, spec, values, providers.Any); err != nil {
+				t.Fatal(err)
+			}
+			b, err := p.Fetch(t.Context(), providers.Ref{Path: "main"}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := content(t, b); len(got) != 1 || got["pem"] != "new" {
+				t.Errorf("there is %v, want the new key alone", got)
+			}
+			if _, err := providers.Store(t.Context(), p, spec, map[string]secret.Secret{"one": {}}, providers.Any); providers.KindOf(err) != providers.Malformed {
+				t.Errorf("a secret's only value was removed: %v", err)
+			}
+			wiped := secret.FromString("w")
+			wiped.Wipe()
+			if _, err := providers.Store(t.Context(), p, spec, map[string]secret.Secret{"key": wiped}, providers.Any); err == nil {
+				t.Error("a wiped value was stored or removed the field")
+			}
+		})
+	}
+}

@@ -57,6 +57,8 @@ type entries struct {
 	// Intent is an attempt whose outcome is not known yet. Found at start, it
 	// counts as a failure, not as a refusal.
 	Intent *intent `json:"intent,omitempty"`
+	// Aged is the version of which an age was recorded last, and which.
+	Aged aged `json:"aged,omitzero"`
 	// Interrupted is the refresh token in whose use the process died. It is
 	// tried once more.
 	Interrupted versionID `json:"interrupted,omitempty"`
@@ -65,6 +67,11 @@ type entries struct {
 type refusal struct {
 	At   time.Time `json:"at"`
 	Code string    `json:"code"`
+}
+
+type aged struct {
+	Version versionID `json:"version"`
+	Step    string    `json:"step"` // due or overdue
 }
 
 type intent struct {
@@ -159,6 +166,37 @@ func (l *Ledger) refusedOf(place string) (list []providers.Version) {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// lastFailure is when v failed last; zero: not that is known.
+func (l *Ledger) lastFailure(v versionID) (at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.d.Failures {
+		if f.Version == v && f.At.After(at) {
+			at = f.At
+		}
+	}
+	return at
+}
+
+// left is how many failures the budget still allows v.
+func (l *Ledger) left(now time.Time, b budget, v versionID) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(0, b.limit-len(l.d.recent(now, b, v)))
+}
+
+// ages notes that a version has reached a step of its age; false: it was noted,
+// or cannot be.
+func (l *Ledger) ages(v versionID, step string) bool {
+	l.mu.Lock()
+	known := l.d.Aged
+	l.mu.Unlock()
+	if known.Version == v && (known.Step == step || known.Step == "overdue") {
+		return false
+	}
+	return l.change(func(d *entries) { d.Aged = aged{v, step} }) == nil
 }
 
 func (l *Ledger) hasWorked(v versionID) bool {
@@ -280,7 +318,16 @@ func (l *Ledger) pardon() error {
 const codeRevoked = "revoked"
 
 func (d *entries) exhausted(now time.Time, b budget, v versionID) time.Time {
-	var recent []time.Time
+	recent := d.recent(now, b, v)
+	if len(recent) < b.limit {
+		return time.Time{}
+	}
+	slices.SortFunc(recent, time.Time.Compare)
+	return recent[len(recent)-b.limit].Add(b.within)
+}
+
+// recent are the failures that count against v now.
+func (d *entries) recent(now time.Time, b budget, v versionID) (recent []time.Time) {
 	for _, f := range d.Failures {
 		if v == d.Proved && f.Version != v {
 			continue
@@ -289,11 +336,7 @@ func (d *entries) exhausted(now time.Time, b budget, v versionID) time.Time {
 			recent = append(recent, f.At)
 		}
 	}
-	if len(recent) < b.limit {
-		return time.Time{}
-	}
-	slices.SortFunc(recent, time.Time.Compare)
-	return recent[len(recent)-b.limit].Add(b.within)
+	return recent
 }
 
 // trim keeps the file small, however long the client lives.

@@ -118,6 +118,10 @@ func (c *Credential) loaded(ctx context.Context) (*Live, error) {
 			return nil, c.noBundle(err)
 		}
 	}
+	if until := c.degradedUntil(); !until.IsZero() && !now.Wall.Before(until) {
+		return nil, &Error{Kind: NoBundle, Code: string(providers.Unavailable), RetryAfter: longestWait,
+			Detail: "the secrets manager does not answer, and its sealed copy ran out at " + until.UTC().Format(time.RFC3339)}
+	}
 	if !live.Expires.IsZero() && !now.Wall.Before(live.Expires) {
 		return nil, &Error{Kind: NoBundle, Code: string(providers.Expired),
 			Detail: fmt.Sprintf("version %s of the secret expired at %s: store a new one", live.Version, live.Expires.UTC().Format(time.RFC3339))}
@@ -203,6 +207,9 @@ func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
 	_ = c.recorded(c.ledger.succeeded(live.id))
 	if current := c.Current(); current != nil && current.id == live.id {
 		_ = c.recorded(c.ledger.serves(live.id))
+		if c.unkept(live) {
+			signal(c.worked)
+		}
 	}
 	c.minted(live, r, t)
 }
@@ -277,7 +284,7 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 		if err := c.recorded(c.ledger.failed(live.id, now.Wall, e.Code)); err != nil {
 			return err
 		}
-		c.note(audit.TokenRefused, live.Version, e.Code, map[string]string{"alarm": "the issuer refused this version of the secret"})
+		c.note(audit.TokenRefused, live.Version, e.Code, live.alarm("the issuer refused this version of the secret"))
 		refused := c.refusedError(live, refusal{now.Wall, e.Code})
 		refused.fresh = true
 		return refused

@@ -114,7 +114,7 @@ func (c *Credential) proveByProbe(ctx context.Context, live *Live, t *oidc.Token
 	if err := c.recorded(c.ledger.failed(live.id, now.Wall, "probe")); err != nil {
 		return err
 	}
-	c.note(audit.TokenRefused, live.Version, "probe", map[string]string{"alarm": "the API refused this version of the secret: " + e.Error()})
+	c.note(audit.TokenRefused, live.Version, "probe", live.alarm("the API refused this version of the secret: "+e.Error()))
 	return &Error{Kind: Rejected, Code: "probe", Err: err,
 		Detail: fmt.Sprintf("the API refused version %s of the secret on %s: %s", live.Version, now.Wall.UTC().Format(time.RFC3339), e.Error())}
 }

@@ -19,6 +19,7 @@ import (
 //
 //	if the candidate                          then it is
 //	lacks a field                             held: an alarm, once
+//	was proved before it was stored           installed with that proof
 //	is the first of this process              installed: the first mint proves it, or falls back
 //	was refused                               held, until another version or broker retry
 //	is settling, or other hosts have a turn   held until then
@@ -52,6 +53,7 @@ func (c *Credential) advance(ctx context.Context) error {
 func (c *Credential) rules(ctx context.Context, cand *candidate) []rule {
 	live, now, name := c.current.Load(), c.deps.Clock.Now(), c.cfg.Client
 	lacking := c.lacking(cand.bundle, live)
+	proof, proven := c.provenAs(cand.bundle)
 	held := func(why string, until clock.Reading) func() error {
 		return func() error { c.hold(cand, why, until); return nil }
 	}
@@ -63,6 +65,7 @@ func (c *Credential) rules(ctx context.Context, cand *candidate) []rule {
 			}
 			return nil
 		}},
+		{proven, func() error { c.install(cand, proof); return nil }},
 		{live == nil, installed}, // even a refused one: whoever asks is told so
 		{c.refused(c.id(cand.bundle.Version)), held("it was refused: store another version, or run broker retry "+name, clock.Reading{})},
 		{now.Sub(cand.ready) < 0 && cand.turn, held("other hosts prove it first", cand.ready)},
@@ -120,6 +123,10 @@ func (c *Credential) hold(cand *candidate, why string, next clock.Reading) bool 
 	return changed
 }
 
+// Pending is the beginning of the names of fields that wait to become others:
+// a version may lack them.
+const Pending = "pending_"
+
 // lacking says in words what a bundle does not have: required fields, or
 // fields that its predecessor had ("kv put" replaces all of them).
 func (c *Credential) lacking(b providers.Bundle, live *Live) string {
@@ -131,6 +138,9 @@ func (c *Credential) lacking(b providers.Bundle, live *Live) string {
 	}
 	if live != nil {
 		for name := range live.Fields {
+			if strings.HasPrefix(name, Pending) { // it has become the key, or was given up
+				continue
+			}
 			if _, ok := b.Fields[name]; !ok && !slices.Contains(missing, name) {
 				missing = append(missing, name)
 			}
@@ -151,11 +161,15 @@ func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 	live := &Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
 		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)}
 	how, minted := "unproved", proof != nil && !c.deps.Issuer.Local()
-	if minted || c.lastProbe(live).taken() {
+	c.mu.Lock()
+	proven := c.proven != nil && sameFields(c.proven.fields, live.Fields)
+	if minted || proven || c.probes[live.id].taken() {
 		how = "proved"
 	}
-	c.mu.Lock()
 	c.candidate = nil
+	if proven {
+		c.forgetProven()
+	}
 	maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != live.id })
 	c.mu.Unlock()
 	// What was current is wiped when the last token minted with it is gone:

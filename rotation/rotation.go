@@ -54,6 +54,7 @@ type Credential struct {
 	checking turn // reading from the secrets manager
 	wake     chan struct{}
 	replan   chan struct{} // the time of the next look has changed
+	worked   chan struct{} // something has authenticated that is not kept yet
 
 	mu        sync.Mutex // the fields below; never held over I/O
 	candidate *candidate
@@ -63,7 +64,10 @@ type Credential struct {
 	state     trouble // of the state directory
 	checked   clock.Reading
 	woken     clock.Reading        // when WakeWithin wants the next look; zero: it does not
+	degraded  time.Time            // the sealed copy of an outage serves, and until when; zero: it does not
 	probes    map[versionID]probed // of what serves, and of the candidate
+	proven    *proven              // before it was stored; nil: nothing
+	kept      kept                 // sealed on this host, for an outage
 }
 
 // Config says what the credential is and how it is kept.
@@ -92,6 +96,12 @@ type Config struct {
 	// OneSecret says that a new secret ends the old one at the issuer: then a
 	// new version is proved at once, on every host.
 	OneSecret bool
+	// MaxAge is how old a version may become before an alarm says so; at 80 %
+	// of it an event does. Zero: no limit.
+	MaxAge time.Duration
+	// KeepFor is how long after the secrets manager's last good answer a new
+	// process may serve from Deps.Keeper. Zero: 24 hours.
+	KeepFor time.Duration
 	// Delay spreads the first reads of many clients. Zero: none.
 	Delay time.Duration
 }
@@ -113,6 +123,9 @@ type Deps struct {
 	ProviderName string
 	// RefreshProvider holds Config.Refresh, and can write it.
 	RefreshProvider providers.Provider
+	// Keeper seals the bundle that serves on this host, for a start while the
+	// secrets manager is down. It can write. Nil: nothing is kept.
+	Keeper providers.Provider
 	// Prober asks the API. Nil: it cannot be asked.
 	Prober     Prober
 	Issuer     *oidc.Client // nil: an API key needs no issuer
@@ -136,7 +149,8 @@ type Live struct {
 	// it was installed without proof.
 	Proof *oidc.Token
 
-	id versionID
+	id    versionID
+	trial bool // not stored yet: see Try
 }
 
 // A candidate is a bundle that was read and does not serve yet.
@@ -169,6 +183,9 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	if cfg.Failures == 0 {
 		cfg.Failures = defaultFailures
 	}
+	if cfg.KeepFor == 0 {
+		cfg.KeepFor = defaultKeepFor
+	}
 	if cfg.Prove == "" {
 		cfg.Prove = ProveMint
 	}
@@ -191,7 +208,7 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	}
 	sum := sha256.Sum256(place)
 	c := &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
-		checking: newTurn(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1)}
+		checking: newTurn(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), worked: make(chan struct{}, 1)}
 	if cfg.Refresh != nil {
 		r := *cfg.Refresh
 		r.Issuer = deps.IssuerName
@@ -245,6 +262,11 @@ func (c *Credential) Run(ctx context.Context) error {
 			return nil
 		case <-c.replan:
 			timer.Stop()
+			wait = c.next()
+			continue
+		case <-c.worked:
+			timer.Stop()
+			c.keepNow(ctx)
 			wait = c.next()
 			continue
 		case <-c.wake:
@@ -310,6 +332,9 @@ func (c *Credential) Check(ctx context.Context) error {
 	}
 	c.settleLogin(ctx)
 	c.probeOnce(ctx)
+	c.forgetOldProof()
+	c.noteAge()
+	c.keep(ctx)
 	return err
 }
 
@@ -333,11 +358,15 @@ func (c *Credential) read(ctx context.Context) error {
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
 		c.readFailed(now, err)
+		c.withdraw(ctx, err)
+		if live == nil {
+			c.brownOut(ctx, err)
+		}
 		return err
 	}
 	c.mu.Lock()
 	recovered := c.provider.err != nil
-	c.provider, c.checked = trouble{}, now
+	c.provider, c.checked, c.degraded = trouble{}, now, time.Time{}
 	if err == nil {
 		if live != nil && c.id(b.Version) == live.id {
 			c.candidate = nil // the manager went back to what serves

@@ -22,6 +22,13 @@ type Status struct {
 	Waiting   string // why the candidate is not installed
 
 	Refused []providers.Version
+	Left    int // failed authentications that the budget still allows what serves
+
+	// Degraded is until when the sealed copy serves in place of a secrets
+	// manager that is down; zero: it does not.
+	Degraded time.Time
+	Kept     time.Time // when the sealed copy was written; zero: there is none
+	KeepErr  error     // why it could not be; nil: it could
 
 	Login    *LoginStatus // nil: the client needs none
 	Probed   time.Time    // when the API last took what serves; zero: never
@@ -59,6 +66,11 @@ func (c *Credential) Status() Status {
 		s.Version, s.Created, s.Installed = live.Version, live.Created, live.Installed.Wall
 		s.Works = c.ledger.hasWorked(live.id)
 		s.Dead, s.Remedy = c.refused(live.id), c.remedy()
+		s.Left = c.ledger.left(c.deps.Clock.Now().Wall, share(c.cfg.Failures, c.cfg.Hosts), live.id)
+	}
+	s.Degraded, s.KeepErr = c.degraded, c.kept.err
+	if c.kept.id != "" {
+		s.Kept = c.kept.at.Wall
 	}
 	if c.login != nil {
 		s.Login = c.login.status.Load()

@@ -90,9 +90,9 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 		Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
 		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
-		MaxAge: c.Rotation.MaxAge.D(), KeyRejected: c.KeyRejected, Transport: transport,
+		KeyRejected: c.KeyRejected, Transport: transport,
 		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Hosts: c.Hosts, OneSecret: c.Secrets == "one", Prove: rotation.Prove(c.Prove),
-			AcceptUnproved: c.Rotation.Accept == "unproved", Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
+			AcceptUnproved: c.Rotation.Accept == "unproved", MaxAge: c.Rotation.MaxAge.D(), Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
 	}
 	for _, h := range slices.Sorted(maps.Keys(c.Headers)) {
 		if v := c.Headers[h]; v != "" {

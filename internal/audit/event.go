@@ -65,6 +65,8 @@ const (
 	ProviderFailed  Type = "provider.failed"  // the secrets manager did not give one
 	BundleInstalled Type = "bundle.installed" // a new version of a client's bundle is in use
 	BundleRefused   Type = "bundle.refused"   // a new version was not taken, and why
+	BundleKept      Type = "bundle.kept"      // the sealed copy of a bundle could not be written, or serves while the secrets manager is down
+	SecretAge       Type = "secret.age"       // a version is due for replacement, or overdue; once each
 
 	ConfigLoaded  Type = "config.loaded"  // the daemon works by this configuration from now on
 	ConfigRefused Type = "config.refused" // a changed configuration had errors: the old one stays

@@ -68,6 +68,12 @@ type Client struct {
 	Provider     providers.Provider
 	ProviderName string
 	Rotation     rotation.Config // Client and Delay are filled in by Apply
+	// Writer is Provider with other credentials: it stores what an
+	// administrator brings, and new keys. Nil: what Provider can is all.
+	Writer providers.Provider
+	// Keeper seals the bundle on this host, for a start while Provider is down.
+	// Nil: nothing is kept.
+	Keeper providers.Provider
 	// Issuer is nil for a client that has an API key alone.
 	Issuer *oidc.Profile
 	// RefreshProvider holds Rotation.Refresh; nil if there is none.
@@ -88,7 +94,6 @@ type Client struct {
 	// KeepWarm renews the token even if nobody reads it.
 	KeepWarm bool
 	Owner    Owner
-	MaxAge   time.Duration // of the secret; zero: no limit
 
 	// Transport carries the token requests. Nil: the issuer's own.
 	Transport http.RoundTripper
@@ -287,7 +292,7 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		c.state = old.state // tokens, and what is known of the API key
 	}
 	if sameIssuer && reflect.DeepEqual(old.cfg.Issuer, cfg.Issuer) && old.cfg.Provider == cfg.Provider &&
-		old.cfg.RefreshProvider == cfg.RefreshProvider && old.cfg.Trust == cfg.Trust && sameProbe(old.cfg, cfg) &&
+		old.cfg.RefreshProvider == cfg.RefreshProvider && old.cfg.Keeper == cfg.Keeper && old.cfg.Trust == cfg.Trust && sameProbe(old.cfg, cfg) &&
 		reflect.DeepEqual(old.cfg.Rotation, cfg.Rotation) && old.cfg.Default == cfg.Default {
 		c.cred, c.issuer = old.cred, old.issuer
 		return c, nil
@@ -300,7 +305,7 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		b.ledgers[cfg.Name] = l
 	}
 	deps := rotation.Deps{Provider: cfg.Provider, ProviderName: cfg.ProviderName, Audit: b.o.Audit, Clock: b.o.Clock,
-		Ledger: b.ledgers[cfg.Name], Uses: &b.uses, RefreshProvider: cfg.RefreshProvider}
+		Ledger: b.ledgers[cfg.Name], Uses: &b.uses, RefreshProvider: cfg.RefreshProvider, Keeper: cfg.Keeper}
 	if cfg.Probe != nil {
 		deps.Prober = &prober{probe: *cfg.Probe, headers: c.headers, clock: b.o.Clock, keyRejected: cfg.KeyRejected}
 	}

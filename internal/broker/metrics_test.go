@@ -66,7 +66,7 @@ func expose(t testing.TB, w *world, want ...string) {
 func TestMetricsTellTheState(t *testing.T) {
 	inWorld(t, func(w *world) {
 		made := time.Now().Add(-90 * time.Hour).Truncate(time.Second)
-		w.with(func(c *Client) { c.Provider, c.MaxAge = dated{w.store, made}, 100*time.Hour })
+		w.with(func(c *Client) { c.Provider, c.Rotation.MaxAge = dated{w.store, made}, 100*time.Hour })
 		w.mustGet()
 		expose(t, w, `client_ready{client="vdab"} 1`, `tokens{client="vdab"} 1`, `tokens_narrowed{client="vdab"} 0`, `provider_up{client="vdab"} 1`,
 			`issuer_up{client="vdab"} 1`, `secret_waiting{client="vdab"} 0`, `secret_refused_versions{client="vdab"} 0`, `secret_age_seconds{client="vdab"} 324000`,

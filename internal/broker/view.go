@@ -160,7 +160,7 @@ func (b *Broker) Status() []ClientStatus {
 
 func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 	s := ClientStatus{Name: c.cfg.Name, ProviderName: c.cfg.ProviderName, Owner: c.cfg.Owner, Credential: c.cred.Status(),
-		Runway: int64(c.runway(now) / time.Second), Problem: b.ready(c, now), EntryProblems: c.problems, MaxAge: c.cfg.MaxAge,
+		Runway: int64(c.runway(now) / time.Second), Problem: b.ready(c, now), EntryProblems: c.problems, MaxAge: c.cfg.Rotation.MaxAge,
 		Secret: c.cfg.Rotation.Spec.String()}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()

@@ -1,0 +1,196 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/secret"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+)
+
+// Rules of this file:
+//   - what is not in the secrets manager yet (an administrator's intake, a new
+//     key) is proved by the same rules and within the same budget as a version;
+//   - its refusal is a failure, and no refused version: it has no name that
+//     could be remembered, and a person decides whether to try again;
+//   - what was proved so is remembered for as long as it takes to store it, so
+//     that the version that then comes is installed with this proof.
+
+const (
+	trialPause = time.Minute      // between attempts with the same material
+	trialLife  = 15 * time.Minute // of a proof that waits for its version
+)
+
+// proven is a bundle that was proved before it was stored.
+type proven struct {
+	fields map[string]secret.Secret
+	proof  *oidc.Token // nil: the API alone judged
+	until  clock.Reading
+}
+
+// Try proves a whole bundle that is not stored yet. name tells it apart from
+// other trials in the state file, and holds nothing secret: two attempts with
+// one name are a minute apart at least. how is mint, refresh or probe; empty
+// means that nothing can prove it. fields stay the caller's.
+// Errors are of type *Error, or ctx's; RetryAfter says when to try again.
+func (c *Credential) Try(ctx context.Context, name string, fields map[string]secret.Secret) (how Prove, err error) {
+	if c.cfg.Prove == ProveNone {
+		return "", nil
+	}
+	if lacks := c.lacking(providers.Bundle{Fields: fields}, nil); lacks != "" {
+		return "", &Error{Kind: RequestRefused, Detail: lacks}
+	}
+	if err := c.ledger.minting.take(ctx); err != nil {
+		return "", err
+	}
+	defer c.ledger.minting.give()
+	own, err := cloneFields(fields)
+	if err != nil {
+		return "", err
+	}
+	live := &Live{Version: "(not stored)", Fields: own, id: c.id("try." + providers.Version(name)), trial: true}
+	proof, err := c.try(ctx, live)
+	if err != nil {
+		wipe(own)
+		return "", err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgetProven()
+	c.proven = &proven{fields: own, proof: proof, until: c.deps.Clock.Now().Add(trialLife)}
+	return c.cfg.Prove, nil
+}
+
+func (c *Credential) try(ctx context.Context, live *Live) (proof *oidc.Token, err error) {
+	now := c.deps.Clock.Now()
+	if last := c.ledger.lastFailure(live.id); !last.IsZero() {
+		if wait := trialPause - now.Wall.Sub(last); wait > 0 && wait <= trialPause {
+			return nil, &Error{Kind: Rejected, Code: "pace", RetryAfter: wait,
+				Detail: fmt.Sprintf("the issuer refused this at %s; it is asked again a minute later at the soonest", last.UTC().Format(time.RFC3339))}
+		}
+	}
+	defer func() { err = errors.Join(err, c.ledger.allow(live.id)) }() // a trial's name is no version
+	if c.deps.Issuer != nil {
+		t, err := c.attempt(ctx, live, c.cfg.Default)
+		if err != nil {
+			return nil, untold(err)
+		}
+		proof = &t
+	}
+	if c.deps.Prober != nil {
+		if err := c.proveByProbe(ctx, live, proof); err != nil {
+			return nil, untold(err)
+		}
+	}
+	return proof, nil
+}
+
+// untold words a refusal for something that has no version yet.
+func untold(err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != Rejected || e.RetryAfter > 0 {
+		return err
+	}
+	e.Detail = "the issuer refuses these credentials (" + e.Code + "): see that they are whole, and of this environment"
+	if e.Code == "probe" {
+		e.Detail = "the API refuses these credentials: " + e.Err.Error()
+	}
+	return e
+}
+
+// provenAs gives the proof of a bundle that was proved before it was stored.
+func (c *Credential) provenAs(b providers.Bundle) (proof *oidc.Token, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.proven == nil || c.proven.until.Until(c.deps.Clock.Now()) <= 0 || !sameFields(c.proven.fields, b.Fields) {
+		return nil, false
+	}
+	return c.proven.proof, true
+}
+
+// forgetOldProof wipes what nobody has stored in time.
+func (c *Credential) forgetOldProof() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.proven != nil && c.proven.until.Until(c.deps.Clock.Now()) <= 0 {
+		c.forgetProven()
+	}
+}
+
+// forgetProven is for somebody who holds c.mu.
+func (c *Credential) forgetProven() {
+	if c.proven != nil {
+		wipe(c.proven.fields)
+		c.proven = nil
+	}
+}
+
+func sameFields(a, b map[string]secret.Secret) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for name, v := range a {
+		if w, ok := b[name]; !ok || !v.Equal(w) {
+			return false
+		}
+	}
+	return true
+}
+
+func cloneFields(m map[string]secret.Secret) (map[string]secret.Secret, error) {
+	out := make(map[string]secret.Secret, len(m))
+	for name, v := range m {
+		own, err := v.Clone()
+		if err != nil {
+			wipe(out)
+			return nil, err
+		}
+		out[name] = own
+	}
+	return out, nil
+}
+
+func wipe(m map[string]secret.Secret) {
+	for _, v := range m {
+		v.Wipe()
+	}
+}
+
+// alarm is the detail of a refusal that somebody has to see. Whoever makes a
+// trial sees it anyhow.
+func (l *Live) alarm(text string) map[string]string {
+	if l.trial {
+		return map[string]string{"trial": "what is not stored yet was tried"}
+	}
+	return map[string]string{"alarm": text}
+}
+
+// noteAge records once for each version that it is to be replaced soon, from
+// 80 % of its age on, and once that it is overdue.
+func (c *Credential) noteAge() {
+	live := c.Current()
+	if live == nil || live.Created.IsZero() || c.cfg.MaxAge <= 0 {
+		return
+	}
+	age, step := c.deps.Clock.Now().Wall.Sub(live.Created), ""
+	switch {
+	case age >= c.cfg.MaxAge:
+		step = "overdue"
+	case age >= c.cfg.MaxAge-c.cfg.MaxAge/5:
+		step = "due"
+	}
+	if step == "" || !c.ledger.ages(live.id, step) {
+		return
+	}
+	due := live.Created.Add(c.cfg.MaxAge).UTC().Format(time.RFC3339)
+	detail := map[string]string{"due": due}
+	if step == "overdue" {
+		detail["alarm"] = "version " + string(live.Version) + " of the secret is older than its max_age, since " + due
+	}
+	c.note(audit.SecretAge, live.Version, step, detail)
+}
