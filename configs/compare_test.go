@@ -27,7 +27,7 @@ func TestDiff(t *testing.T) {
 			"client vdab: allow: entry 1 added: { user: vacatures, unit: php8.2-fpm.service, surfaces: [api-key] } (wider)|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
 		{"container", "user: vacatures }", "user: vacatures, container: allow }",
 			"client vdab: allow: entry 1 added: { user: vacatures, unit: php8.2-fpm.service, container: allow } (wider)|client vdab: allow: entry 1 of before removed: { user: vacatures, unit: php8.2-fpm.service }"},
-		{"secret", "path: vdab,", "path: vdab/prod,", "client vdab: secret: unit vdab + key -> unit vdab/prod + key (wider)"},
+		{"secret", "path: vdab,", "path: vdab-prod,", "client vdab: secret: unit vdab + key -> unit vdab-prod + key (wider)"},
 		{"preset", "vdab-production", "vdab-test", `client vdab: preset: "vdab-production" -> "vdab-test"|client vdab: token_endpoint: "https://op-derden.vdab.be/isam/sps/oauth/oauth20/token" -> "https://op-derden-cbt.vdab.be/isam/sps/oauth/oauth20/token"`},
 		{"renamed", "  vdab:\n", "  vacancies:\n", "client vacancies: added (wider)|client vdab: removed"},
 		{"provider", "systemd: {}", "systemd: { directory: /c }", `provider unit: systemd.directory: unset -> "/c"`},

@@ -162,6 +162,9 @@ func (k *checker) refresh(path string, c *Client) {
 	k.when(k.c.Providers[r.Provider].readOnly(), path+".provider", fmt.Sprintf("the provider %s can only read, and the broker has to write the refresh token", quote(r.Provider)),
 		"a provider of another kind: vault, aws, azure, gcp or file", "")
 	k.when(r.Path == "", path, "the secret of the refresh token has no path", "", "as in refresh: { provider: NAME, path: PATH }")
+	if r.Path != "" {
+		k.named(path, r.Provider, r.Ref)
+	}
 	k.when(r.Version != "", path+".version", "the refresh token cannot be kept at one version: the broker writes new ones", "", "remove version")
 	k.when(strings.ContainsFunc(r.Owner, func(c rune) bool { return c <= ' ' || c > '~' }) || len(r.Owner) > 255, path+".owner", quote(r.Owner)+" is no name of a host", "the name of this host", "")
 	k.when(c.Hosts > 1, strings.TrimSuffix(path, ".refresh")+".hosts", "one host owns a refresh token: others would end it by using it", "1", "let the others have clients, and logins, of their own")

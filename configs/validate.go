@@ -12,6 +12,7 @@ import (
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/providers"
 )
 
 // Rules of this file:
@@ -221,6 +222,21 @@ func (k *checker) secret(path string, s Secret) {
 	k.when(len(s.Refs()) == 0, path, "the secret has no path", "", "as in secret: { provider: NAME, path: PATH }")
 	for name := range s.Fields {
 		k.when(!k.re.field.MatchString(name), path+".fields."+name, "no field can be called "+quote(name), "a letter, then letters, digits and _", "")
+	}
+	for _, r := range s.Refs() {
+		k.named(path, s.Provider, r)
+	}
+}
+
+// named checks that a secret can be called so in its manager.
+func (k *checker) named(path, provider string, r providers.Ref) {
+	_, set := k.c.Providers[provider].sections()
+	if len(set) != 1 || k.bad[path+".path"] {
+		return
+	}
+	var e *providers.Error
+	if names, ok := set[0].(interface{ CheckRef(providers.Ref) error }); ok && errors.As(names.CheckRef(r), &e) {
+		k.when(true, path, fmt.Sprintf("%s of the provider %s: %s", quote(r.String()), quote(provider), e.Message), "", e.Hint)
 	}
 }
 

@@ -322,7 +322,10 @@ func (p *provider) checkValidity(b providers.Bundle, ref providers.Ref) error {
 }
 
 // checkRef keeps to what Key Vault takes as names: they become part of a URL.
-func checkRef(ref providers.Ref) error {
+func checkRef(ref providers.Ref) error { return Config{}.CheckRef(ref) }
+
+// CheckRef says whether ref can name a secret.
+func (Config) CheckRef(ref providers.Ref) error {
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-"
 	for _, s := range []string{ref.Path, string(ref.Version)} {
 		if len(s) > 127 || strings.Trim(s, letters) != "" || ref.Path == "" {

@@ -109,6 +109,12 @@ func (s *store) fetch(ctx context.Context, ref providers.Ref, have providers.Ver
 	return providers.Bundle{Version: state.version, Fields: fields, Created: time.Unix(state.mtime.Unix()).UTC()}, nil
 }
 
+// CheckRef says whether ref can name a secret of the store.
+func (Config) CheckRef(ref providers.Ref) error {
+	_, err := fileName(ref)
+	return err
+}
+
 // fileName keeps names within the directory and apart from its lock and
 // temporary files.
 func fileName(ref providers.Ref) (string, error) {

@@ -252,7 +252,10 @@ func (m *manager) secretName(ref providers.Ref) string {
 }
 
 // checkRef keeps a Ref from naming anything but a secret's version.
-func checkRef(ref providers.Ref) error {
+func checkRef(ref providers.Ref) error { return Config{}.CheckRef(ref) }
+
+// CheckRef says whether ref can name a secret.
+func (Config) CheckRef(ref providers.Ref) error {
 	const id = `[A-Za-z0-9_-]{1,255}`
 	if !regexp.MustCompile(`^(projects/[a-z0-9][a-z0-9.:-]*/(locations/[a-z0-9-]+/)?secrets/)?` + id + `$`).MatchString(ref.Path) {
 		return &providers.Error{Kind: providers.NotFound, Message: "no possible name of a secret", Hint: "want NAME or projects/PROJECT/secrets/NAME"}

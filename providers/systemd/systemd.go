@@ -105,10 +105,16 @@ func (c *credentials) fetch(ctx context.Context, ref providers.Ref, have provide
 }
 
 func (c *credentials) check(ref providers.Ref) error {
-	switch {
-	case c.dir == "":
+	if c.dir == "" {
 		return &providers.Error{Kind: providers.NotFound, Message: "the daemon has no credentials: CREDENTIALS_DIRECTORY is not set",
 			Hint: "run it as a unit with LoadCredentialEncrypted=" + ref.Path}
+	}
+	return Config{}.CheckRef(ref)
+}
+
+// CheckRef says whether ref can name a credential.
+func (Config) CheckRef(ref providers.Ref) error {
+	switch {
 	case ref.Version != "":
 		return &providers.Error{Kind: providers.Unsupported, Message: "a credential has one version", Hint: "remove version"}
 	case ref.Path == "" || ref.Path == "." || ref.Path == ".." || len(ref.Path) > 255 || strings.ContainsAny(ref.Path, "/\x00"):

@@ -33,6 +33,9 @@ func checkRef(ref providers.Ref) error {
 	return nil
 }
 
+// CheckRef says whether ref can name a secret of a KV engine.
+func (Config) CheckRef(ref providers.Ref) error { return checkRef(place(ref)) }
+
 func dataPath(ref providers.Ref) string     { return ref.Mount + "/data/" + ref.Path }
 func metadataPath(ref providers.Ref) string { return ref.Mount + "/metadata/" + ref.Path }
 
