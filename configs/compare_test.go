@@ -3,6 +3,8 @@ package configs
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -82,6 +84,10 @@ func TestWarnings(t *testing.T) {
 		head := minimal[:strings.Index(minimal, "      - {")]
 		return head + "      - " + strings.Join(lines, "\n      - ") + "\n"
 	}
+	foreign := filepath.Join(write(t, map[string]string{"page": "#!/bin/sh\n"}), "page")
+	if err := os.Chmod(foreign, 0o770); err != nil {
+		t.Fatal(err)
+	}
 	leak := "leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: h, from: a@b.example } }\n"
 	for _, c := range []struct {
 		name, text string
@@ -89,6 +95,10 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"nothing to say", leak + minimal, nil},
 		{"no leak", minimal, []string{"no section leak"}},
+		{"a command that is there", leak + minimal + "alarm: { command: [/bin/sh] }\n", nil},
+		{"no command", leak + minimal + "alarm: { command: [/none/page] }\n", []string{"the command of alarm cannot be run: /none/page: no such file"}},
+		{"a directory", leak + minimal + "alarm: { command: [/etc] }\n", []string{"/etc is no program"}},
+		{"a foreign command", leak + minimal + "alarm: { command: [" + foreign + "] }\n", []string{"its group or others may write it, and who writes it acts as the broker: chmod go-w"}},
 		{"no client", "audit: {}\n", []string{"no client is configured"}},
 		{"unknown user", leak + entries("{ user: gone }"), []string{"broker.yaml:12:9: the client \"vdab\": allow entry 1 matches nobody: user: no user gone"}},
 		{"unknown group", leak + entries("{ user: root, group: gone }"), []string{"matches nobody: group: no group gone"}},

@@ -42,6 +42,8 @@ type Config struct {
 	Sockets Sockets `yaml:"sockets"`
 	// Metrics are for monitoring that cannot read the administrators' socket.
 	Metrics Metrics `yaml:"metrics"`
+	// Alarm is a command that is run for each alarm. Missing: none is.
+	Alarm Alarm `yaml:"alarm"`
 	// State is the directory of audit log, incidents and budgets. Missing:
 	// /var/lib/credential-broker for root or under systemd, else
 	// credential-broker in $XDG_STATE_HOME.
@@ -270,4 +272,15 @@ type Metrics struct {
 	// TextFile is a file for node_exporter's textfile collector, written anew
 	// every 15 s and readable for all. Missing: none.
 	TextFile string `yaml:"textfile"`
+}
+
+// Alarm is a command that is run for each alarm of the audit log, one at a
+// time, with the alarm as a line of JSON on standard input: docs/monitoring.md
+// says more. A change is taken with the next reload.
+type Alarm struct {
+	// Command is the absolute path of a program, and its arguments. Nobody but
+	// root and the broker's own user may be able to write it.
+	Command []string `yaml:"command" check:"required" hint:"as in command: [/usr/local/bin/page]"`
+	// Timeout is how long one run may take, at most 10m. Missing: 30s.
+	Timeout clock.Duration `yaml:"timeout"`
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/outbound"
@@ -59,6 +60,17 @@ func (c *Config) validate(r *report, whole bool) {
 	k.when(len(c.Sockets.Consumer) > 107, "sockets.consumer", "the path is too long for a socket", "at most 107 bytes", "")
 	k.when(len(c.Sockets.Admin) > 107, "sockets.admin", "the path is too long for a socket", "at most 107 bytes", "")
 	k.metrics(c.Metrics)
+	k.alarm(c.Alarm)
+}
+
+func (k *checker) alarm(a Alarm) {
+	k.when(len(a.Command) == 0, "alarm.command", "the command is empty", "the absolute path of a program, and its arguments", "as in command: [/usr/local/bin/page]")
+	k.when(len(a.Command) > 0 && !filepath.IsAbs(a.Command[0]), "alarm.command[0]", "the command is not an absolute path", "a path that begins with /", "")
+	for i, arg := range a.Command {
+		k.when(strings.ContainsRune(arg, 0), fmt.Sprintf("alarm.command[%d]", i), "no argument can hold a NUL", "", "")
+	}
+	const longest = 10 * time.Minute
+	k.when(a.Timeout < 0 || a.Timeout.D() > longest, "alarm.timeout", "the command cannot have "+a.Timeout.String(), "at most 10m", "")
 }
 
 // metrics go to this machine alone: what is to leave it, something made for

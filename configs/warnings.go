@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/oidc"
+	"credentialbroker/providers"
 )
 
 // Warnings lists what works and may not be meant: names that this machine does
@@ -23,6 +25,11 @@ func (c *Config) Warnings(names access.Names) []Problem {
 	}
 	if c.Leak == nil && len(c.Clients) > 0 {
 		w.warn(whole, "there is no section leak: a leak cannot be reported by mail", "add leak: with organisation, on_call and smtp")
+	}
+	if len(c.Alarm.Command) > 0 {
+		if err := c.Alarm.Runnable(); err != nil {
+			w.warn(whole, "the command of alarm cannot be run: "+err.Error(), "")
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
 		if f := c.Providers[name].File; f != nil && f.InsecureIdentity {
@@ -41,6 +48,23 @@ func (c *Config) Warnings(names access.Names) []Problem {
 		w.client(name, client, names)
 	}
 	return w.found
+}
+
+// Runnable says why the command cannot be run, or must not be, since whoever
+// can write it acts as the broker.
+func (a Alarm) Runnable() error {
+	name := a.Command[0]
+	info, err := os.Stat(name)
+	var foreign *providers.Error
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %s", name, reason(err))
+	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
+		return fmt.Errorf("%s is no program: write a path to one that has its x bits", name)
+	case errors.As(providers.CheckOwner(info), &foreign):
+		return fmt.Errorf("%s: %s, and who writes it acts as the broker: %s", name, foreign.Message, foreign.Hint)
+	}
+	return nil
 }
 
 type warner struct {

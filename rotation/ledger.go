@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"credentialbroker/internal/durable"
 	"credentialbroker/providers"
 )
 
@@ -141,7 +142,7 @@ func (l *Ledger) change(f func(*entries)) error {
 	if err != nil || bytes.Equal(data, l.written) || l.written == nil && string(data) == `{"format":1}` {
 		return err
 	}
-	if err := replace(l.file, data); err != nil {
+	if err := durable.Replace(l.file, data); err != nil {
 		return err
 	}
 	l.written = data

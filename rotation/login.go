@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"credentialbroker/internal/durable"
 	"credentialbroker/internal/secret"
 	"credentialbroker/providers"
 )
@@ -150,7 +151,7 @@ func (l *login) take(b providers.Bundle, r Refresh) {
 		return
 	case gen == l.gen && token.Equal(l.token): // it is in the manager
 		token.Wipe()
-		_ = remove(l.file)
+		_ = durable.Remove(l.file)
 	default:
 		token.Wipe()
 	}
@@ -254,7 +255,7 @@ func (l *login) unsealed() error {
 	case err != nil || gen > l.gen:
 		return l.keepAside()
 	}
-	return remove(l.file)
+	return durable.Remove(l.file)
 }
 
 // keepAside keeps a seal that is about to be replaced and may hold the newest
@@ -323,7 +324,7 @@ func (l *login) seal() error {
 	} else {
 		token.Wipe()
 	}
-	return replace(l.file, data)
+	return durable.Replace(l.file, data)
 }
 
 func (l *login) unseal() (gen uint64, token secret.Secret, err error) {

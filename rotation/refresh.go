@@ -9,6 +9,7 @@ import (
 
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/durable"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
@@ -323,6 +324,6 @@ func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Ma
 	c.login.token.Wipe()
 	c.login.token, c.login.reason = secret.Secret{}, "an administrator ended the login"
 	_ = c.pushLogin(ctx, c.login) // without it; if the manager is down, what is recorded holds
-	_ = remove(c.login.file)
+	_ = durable.Remove(c.login.file)
 	return true, err
 }

@@ -56,6 +56,7 @@ type server struct {
 	api     *api.Server
 	started time.Time
 	clock   clock.Clock
+	alarms  alarmCounts
 
 	mu      sync.Mutex // one reload at a time
 	current *opened
@@ -170,6 +171,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return scrub(ctx, s.broker) })
 	g.Go(func() error { return s.tell(ctx) })
 	g.Go(func() error { return s.export(ctx, own, all) })
+	g.Go(func() error { return s.alarmHook().Run(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		notify(daemon.SdNotifyStopping)

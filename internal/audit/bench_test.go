@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"errors"
+	"io"
 	"strconv"
 	"sync"
 	"testing"
@@ -70,4 +72,44 @@ func BenchmarkVerify(b *testing.B) {
 			b.Fatal(r, err)
 		}
 	}
+}
+
+// BenchmarkFollow is the price of an entry to whoever follows the log: of
+// alarms alone, and of all.
+func BenchmarkFollow(b *testing.B) {
+	const n = 7000
+	dir := logDir(b)
+	l, stop := start(b, quiet, Options{Dir: dir}, nil)
+	for range n {
+		l.Note(handover())
+	}
+	if err := stop(); err != nil {
+		b.Fatal(err)
+	}
+	size := l.disk.end.off
+	b.Run("alarms", func(b *testing.B) {
+		b.SetBytes(size)
+		for b.Loop() {
+			a, err := AlarmsAfter(dir, 0)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := a.Next(); !errors.Is(err, io.EOF) || a.Seq() < n {
+				b.Fatal(err, a.Seq())
+			}
+			a.Close()
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/entry")
+	})
+	b.Run("all", func(b *testing.B) {
+		b.SetBytes(size)
+		for b.Loop() {
+			for _, err := range Read(dir, 0) {
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/entry")
+	})
 }

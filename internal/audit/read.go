@@ -120,7 +120,8 @@ type cursor struct {
 	off    int64 // of the next line
 	line   int   // number of the last line
 	raw    []byte
-	rest   int // bytes of an unfinished line at the end, at the last io.EOF
+	skip   func(line []byte) bool // what is not decoded; nil: nothing
+	rest   int                    // bytes of an unfinished line at the end, at the last io.EOF
 }
 
 // seek begins with the segment that holds entry from.
@@ -152,6 +153,8 @@ func (c *cursor) next() (Entry, error) {
 		err := c.readLine()
 		at := lineError{segmentName(c.number), c.line, err}
 		switch {
+		case err == nil && c.skip != nil && c.skip(c.raw):
+			continue
 		case err == nil:
 			var e Entry
 			e, at.err = parseLine(c.raw)

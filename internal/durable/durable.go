@@ -1,4 +1,6 @@
-package rotation
+// Package durable changes small files so that a power loss leaves the old or
+// the new content, never a part.
+package durable
 
 import (
 	"errors"
@@ -6,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// replace writes a file so that either the old or the new content survives a
-// power loss.
-func replace(file string, data []byte) error {
+// Replace writes a file so that either the old or the new content survives a
+// power loss. The file gets mode 0600.
+func Replace(file string, data []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
 		return err
@@ -25,8 +27,8 @@ func replace(file string, data []byte) error {
 	return syncDir(filepath.Dir(file))
 }
 
-// remove deletes a file, if it is there, for good.
-func remove(file string) error {
+// Remove deletes a file, if it is there, for good.
+func Remove(file string) error {
 	if err := os.Remove(file); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil

@@ -1,0 +1,308 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"credentialbroker/configs"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/durable"
+)
+
+// Rules of this file:
+//   - the audit log is the queue: what is kept is a place in it, which moves on
+//     when an alarm has been dealt with, so that each is at least once;
+//   - one run at a time, in the order of the log;
+//   - the command gets what is in the audit log, and nothing else of the daemon;
+//     what it prints is nobody's: it may hold anything.
+
+// An alarmHook runs the configured command for each alarm.
+type alarmHook struct {
+	log    *slog.Logger
+	dir    string // of the audit log
+	file   string // of the place
+	config func() configs.Alarm
+	newest func() audit.Status
+	run    func(ctx context.Context, c configs.Alarm, line []byte) error
+	counts *alarmCounts
+
+	reader *audit.Alarms // nil: nothing is followed
+	place  alarmPlace
+	saved  time.Time
+	said   string // the trouble that was told last
+}
+
+// alarmCounts are runs of the command, by their end.
+type alarmCounts struct{ ok, failed, givenUp atomic.Uint64 }
+
+// alarmPlace is the content of alarm.json: how far the alarms of a log have
+// been dealt with.
+type alarmPlace struct {
+	Format int           `json:"format"`
+	Log    string        `json:"log"`
+	Seq    uint64        `json:"seq"`
+	Recent []recentAlarm `json:"recent,omitempty"`
+}
+
+// A recentAlarm was run, and is not again for a while.
+type recentAlarm struct {
+	Type     audit.Type `json:"type"`
+	Client   string     `json:"client,omitempty"`
+	Code     string     `json:"code,omitempty"`
+	Time     time.Time  `json:"time"`               // of the one that was run
+	Repeated int        `json:"repeated,omitempty"` // since, without a run
+}
+
+// alarmMessage is what the command reads: one line.
+type alarmMessage struct {
+	Time     time.Time         `json:"time"`
+	Seq      uint64            `json:"seq"`
+	Type     audit.Type        `json:"type"`
+	Client   string            `json:"client"`
+	Version  string            `json:"version"`
+	Code     string            `json:"code"`
+	Alarm    string            `json:"alarm"`
+	Host     string            `json:"host"`
+	Repeated int               `json:"repeated"`         // like it, without a run, since the last run
+	Detail   map[string]string `json:"detail,omitempty"` // what else the entry says
+}
+
+const (
+	alarmFormat  = 1
+	alarmPoll    = time.Second
+	alarmSave    = time.Minute      // how often a place without alarms is kept
+	alarmQuiet   = 10 * time.Minute // for which the same alarm is run once
+	alarmRetries = 5
+	keptAlarms   = 1024 // kinds of alarms that are known to repeat
+)
+
+func (s *server) alarmHook() *alarmHook {
+	return &alarmHook{log: s.log, dir: filepath.Join(s.paths.state, "audit"), file: filepath.Join(s.paths.state, "alarm.json"),
+		newest: s.audit.Status, run: runAlarm, counts: &s.alarms,
+		config: func() configs.Alarm {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.current.config.Alarm
+		}}
+}
+
+// collectors are the counts as metrics, each there from the start: an increase
+// from nothing is none to Prometheus.
+func (c *alarmCounts) collectors() (all []prometheus.Collector) {
+	for result, n := range map[string]*atomic.Uint64{"ok": &c.ok, "failed": &c.failed, "given_up": &c.givenUp} {
+		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "credential_broker", Name: "alarm_runs_total",
+			Help:        "Runs of the alarm command: ok, failed (it is tried again), given_up (it is not).",
+			ConstLabels: prometheus.Labels{"result": result}}, func() float64 { return float64(n.Load()) }))
+	}
+	return all
+}
+
+// Run follows the log until ctx ends. Trouble with the log or the place is
+// told, and tried again: it keeps the daemon from nothing.
+func (h *alarmHook) Run(ctx context.Context) error {
+	tick := time.NewTicker(alarmPoll)
+	defer tick.Stop()
+	for {
+		h.say(h.round(ctx))
+		select {
+		case <-ctx.Done():
+			if h.reader != nil {
+				h.say(h.save())
+				h.stop()
+			}
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// say tells a trouble once, until the place could be kept again.
+func (h *alarmHook) say(err error) {
+	if err != nil && err.Error() != h.said {
+		h.log.Error("alarms cannot be followed; this is tried again", "error", err)
+		h.said = err.Error()
+	}
+}
+
+// round deals with the alarms that there are.
+func (h *alarmHook) round(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if len(h.config().Command) == 0 {
+			// Alarms from now on are nobody's: a command of later begins anew.
+			h.stop()
+			return durable.Remove(h.file)
+		}
+		if err := h.start(); err != nil {
+			return err
+		}
+		e, err := h.reader.Next()
+		if errors.Is(err, io.EOF) {
+			// A damaged line may claim any number.
+			seq := min(h.reader.Seq(), h.newest().Seq)
+			if seq <= h.place.Seq || time.Since(h.saved) < alarmSave {
+				return nil
+			}
+			h.place.Seq = seq
+			return h.save()
+		}
+		if err != nil {
+			h.stop()
+			return err
+		}
+		if err := h.deal(ctx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start begins where the last daemon ended, or after the newest entry. A place
+// that cannot be kept is no reason to keep still.
+func (h *alarmHook) start() error {
+	if h.reader != nil {
+		return nil
+	}
+	now := h.newest()
+	data, err := os.ReadFile(h.file)
+	var p alarmPlace
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case json.Unmarshal(data, &p) != nil || p.Format != alarmFormat:
+		h.log.Warn("the place in the audit log cannot be read, or is of another version of the daemon: alarms begin after the newest entry", "file", h.file)
+		p = alarmPlace{}
+	}
+	// Another log, or one that a power failure has shortened, has used none of
+	// the numbers after its end.
+	if p.Log != now.Log || p.Seq > now.Seq {
+		p = alarmPlace{Log: now.Log, Seq: now.Seq}
+	}
+	p.Format = alarmFormat
+	reader, err := audit.AlarmsAfter(h.dir, p.Seq)
+	if err != nil {
+		return err
+	}
+	h.place, h.reader = p, reader
+	return h.save()
+}
+
+func (h *alarmHook) stop() {
+	if h.reader != nil {
+		h.reader.Close()
+		h.reader = nil
+	}
+}
+
+// save keeps the place. What was passed over since the last time is looked at
+// again after a crash, and counted again from the same counts.
+func (h *alarmHook) save() error {
+	h.saved = time.Now()
+	data, err := json.Marshal(h.place)
+	if err != nil {
+		return err
+	}
+	err = durable.Replace(h.file, append(data, '\n'))
+	var p *fs.PathError
+	switch {
+	case err == nil:
+		h.said = ""
+	case errors.As(err, &p): // it names a file of a moment
+		err = fmt.Errorf("%s: %w", h.file, p.Err)
+	}
+	return err
+}
+
+// deal runs the command for e, unless it has run for its like a moment ago,
+// and moves on. When ctx ends first, or the command is taken out of the
+// configuration, it does not.
+func (h *alarmHook) deal(ctx context.Context, e audit.Entry) error {
+	r := h.recent(e)
+	if since := e.Time.Sub(r.Time); since >= 0 && since < alarmQuiet {
+		r.Repeated++
+		h.place.Seq = e.Seq
+		return nil
+	}
+	line, err := message(e, r.Repeated)
+	if err != nil {
+		return err
+	}
+	switch done, told := h.tell(ctx, e, line); {
+	case !done:
+		return nil
+	case told:
+		r.Repeated = 0
+	default:
+		r.Repeated++ // nobody knows of it
+	}
+	r.Time, h.place.Seq = e.Time, e.Seq
+	return h.save()
+}
+
+// recent is what is known of e's like; of those of long ago, all but their
+// counts are forgotten.
+func (h *alarmHook) recent(e audit.Entry) *recentAlarm {
+	list := slices.DeleteFunc(h.place.Recent, func(r recentAlarm) bool { return r.Repeated == 0 && e.Time.Sub(r.Time) >= alarmQuiet })
+	same := func(r recentAlarm) bool { return r.Type == e.Type && r.Client == e.Client && r.Code == e.Code }
+	i := slices.IndexFunc(list, same)
+	if i < 0 {
+		if len(list) >= keptAlarms {
+			list = slices.Delete(list, 0, 1)
+		}
+		i, list = len(list), append(list, recentAlarm{Type: e.Type, Client: e.Client, Code: e.Code})
+	}
+	h.place.Recent = list
+	return &list[i]
+}
+
+func message(e audit.Entry, repeated int) ([]byte, error) {
+	m := alarmMessage{Time: e.Time, Seq: e.Seq, Type: e.Type, Client: e.Client, Version: e.Version, Code: e.Code,
+		Alarm: e.Detail[audit.AlarmKey], Host: hostName(), Repeated: repeated, Detail: e.Detail}
+	delete(m.Detail, audit.AlarmKey) // the entry is ours alone
+	line, err := json.Marshal(m)
+	return append(line, '\n'), err
+}
+
+// tell runs the command until it succeeds, at most alarmRetries times more.
+// done is false when ctx or the configuration has ended it before.
+func (h *alarmHook) tell(ctx context.Context, e audit.Entry, line []byte) (done, told bool) {
+	pause := time.Second
+	for try := 0; ; try++ {
+		c := h.config()
+		if len(c.Command) == 0 {
+			return false, false
+		}
+		err := h.run(ctx, c, line)
+		switch {
+		case err == nil:
+			h.counts.ok.Add(1)
+			return true, true
+		case ctx.Err() != nil:
+			return false, false
+		case try == alarmRetries:
+			h.counts.givenUp.Add(1)
+			h.log.Error("the alarm command has failed too often: this alarm is given up", "seq", e.Seq, "client", e.Client, "type", e.Type, "runs", try+1, "error", err)
+			return true, false
+		}
+		h.counts.failed.Add(1)
+		h.log.Warn("the alarm command has failed; it is tried again", "seq", e.Seq, "in", pause, "error", err)
+		select {
+		case <-ctx.Done():
+			return false, false
+		case <-time.After(pause):
+		}
+		pause = min(3*pause, time.Minute)
+	}
+}
