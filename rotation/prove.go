@@ -130,12 +130,7 @@ const Pending = "pending_"
 // lacking says in words what a bundle does not have: required fields, or
 // fields that its predecessor had ("kv put" replaces all of them).
 func (c *Credential) lacking(b providers.Bundle, live *Live) string {
-	var missing []string
-	for _, name := range c.cfg.Required {
-		if b.Fields[name].Empty() {
-			missing = append(missing, name)
-		}
-	}
+	missing := absent(c.cfg.Required, b)
 	if live != nil {
 		for name := range live.Fields {
 			if strings.HasPrefix(name, Pending) { // it has become the key, or was given up
@@ -154,6 +149,16 @@ func (c *Credential) lacking(b providers.Bundle, live *Live) string {
 		return "it lacks private_key: broker keys new " + c.cfg.Client + " makes one"
 	}
 	return "it lacks " + strings.Join(missing, ", ") + "; store a version with all fields"
+}
+
+// absent are the names that b has no value for.
+func absent(names []string, b providers.Bundle) (missing []string) {
+	for _, name := range names {
+		if b.Fields[name].Empty() {
+			missing = append(missing, name)
+		}
+	}
+	return missing
 }
 
 func (c *Credential) install(cand *candidate, proof *oidc.Token) {

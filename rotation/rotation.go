@@ -76,6 +76,9 @@ type Config struct {
 	Spec   providers.Spec // where the bundle is
 	// Required fields, without which a bundle is not accepted.
 	Required []string
+	// Proving are those of them that the issuer needs: with these a bundle that
+	// is not complete yet can be tried. Nil: all.
+	Proving []string
 	// Prove says how a new bundle is proved. Zero: ProveMint.
 	Prove Prove
 	// AcceptUnproved installs what cannot be proved (ProveNone).

@@ -13,6 +13,9 @@ type Intake struct {
 	// Proved says how they were shown to work: mint, refresh, probe; empty:
 	// they were not, and accept allowed that.
 	Proved string `json:"proved,omitempty"`
+	// Unprovable says that nothing can prove them, rather than that the issuer
+	// could not be asked.
+	Unprovable bool `json:"unprovable,omitempty"`
 	// Changed are the given fields that the secrets manager has with another
 	// value, or not at all.
 	Changed []string `json:"changed,omitempty"`

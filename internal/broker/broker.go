@@ -318,6 +318,9 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		deps.Issuer, c.issuer = issuer, issuer
 	}
 	rc := cfg.Rotation
+	if cfg.Issuer != nil {
+		rc.Proving = cfg.Issuer.Fields()
+	}
 	rc.Client, rc.Delay, rc.Default = cfg.Name, delay, cfg.Default
 	cred, err := rotation.New(rc, deps)
 	if err != nil {

@@ -76,7 +76,7 @@ func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (c
 	}
 	defer wipeFields(values)
 	b.uses.Add(1)
-	version, err := providers.Store(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, values, providers.Absent)
+	version, err := providers.Store(ctx, cl.writer(), cl.cfg.Rotation.Spec, values, providers.Absent)
 	b.uses.Add(1)
 	if err != nil {
 		return client.Key{}, &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err,
@@ -167,8 +167,12 @@ func (c *cachedClient) wants(field string) bool {
 
 // readBundle reads what there is, complete or not; nothing is no error.
 func (b *Broker) readBundle(ctx context.Context, cl *cachedClient) (providers.Bundle, error) {
+	return b.readFrom(ctx, cl, cl.cfg.Provider)
+}
+
+func (b *Broker) readFrom(ctx context.Context, cl *cachedClient, p providers.Provider) (providers.Bundle, error) {
 	b.uses.Add(1)
-	bundle, err := providers.Load(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, "")
+	bundle, err := providers.Load(ctx, p, cl.cfg.Rotation.Spec, "")
 	b.uses.Add(1)
 	if kind := providers.KindOf(err); kind != "" && kind != providers.NotFound {
 		return providers.Bundle{}, &Error{Code: client.ProviderUnavailable, RetryAfter: 30 * time.Second, Err: err,
