@@ -119,7 +119,7 @@ func TestDocumentHasTheWireStructs(t *testing.T) {
 	for name, v := range map[string]any{"Problem": client.Problem{}, "Token": client.Token{}, "Rejection": client.Rejection{}, "Rejected": client.Rejected{},
 		"Whoami": client.Whoami{}, "Readiness": client.Readiness{}, "Rotation": client.Rotation{}, "Outcome": client.Outcome{}, "Changes": client.Changes{},
 		"Finding": client.Finding{}, "Status": client.Status{}, "StatusClient": client.StatusClient{}, "Denials": client.Denials{}, "Verdict": client.Verdict{},
-		"User": client.User{}, "NewKey": client.NewKey{}, "Key": client.Key{}, "LoginStart": client.LoginStart{}, "Login": client.Login{},
+		"User": client.User{}, "NewKey": client.NewKey{}, "Key": client.Key{}, "Intake": client.Intake{}, "LoginStart": client.LoginStart{}, "Login": client.Login{},
 		"LoginFinish": client.LoginFinish{}, "Revocation": client.Revocation{}} {
 		compare(t, d, name, d.Components.Schemas[name], reflect.TypeOf(v))
 	}

@@ -52,7 +52,7 @@ type Config struct {
 	file string // broker.yaml itself
 }
 
-// Provider is one secrets manager: exactly one of its keys is set.
+// Provider is one secrets manager: exactly one of its keys beside write is set.
 type Provider struct {
 	// Vault is HashiCorp Vault or OpenBao.
 	Vault *vaultConfig `yaml:"vault"`
@@ -68,6 +68,11 @@ type Provider struct {
 	Systemd *systemd.Config `yaml:"systemd"`
 	// Exec is any other manager: a command that prints a bundle as JSON.
 	Exec *exec.Config `yaml:"exec"`
+	// Write names another provider: the same manager, with a login that may
+	// write what an administrator brings (broker intake) and new keys (broker
+	// keys), and is used for nothing else. Missing: this one's login is used for
+	// keys, and for intake the administrator's own.
+	Write string `yaml:"write"`
 
 	at place // in the file
 }

@@ -179,6 +179,25 @@ func (k *checker) provider(name string, p Provider) {
 		k.always(path, subject(path)+" names "+list(kinds, "and"), "one secrets manager", "make each a provider with a name of its own")
 	default:
 		k.owned(join(path, kinds[0]), set[0].Validate())
+		k.write(path+".write", name, p)
+	}
+}
+
+// write checks the provider whose login may write.
+func (k *checker) write(path, name string, p Provider) {
+	w, there := k.c.Providers[p.Write]
+	switch {
+	case p.Write == "" || k.bad["providers."+p.Write]:
+	case p.Write == name:
+		k.always(path, "the provider "+quote(name)+" names itself: a login that may write is one of its own", "", "make it a provider with a name of its own, or remove write")
+	case !there:
+		k.reference(path, p.Write)
+	case p.readOnly():
+		k.always(path, "a secrets manager of the kind "+p.Kind()+" can only be read", "", "remove write")
+	case w.Kind() != p.Kind():
+		k.always(path, fmt.Sprintf("the provider %s is of the kind %s", quote(p.Write), w.Kind()), "one of the kind "+p.Kind(), "both are logins to the same secrets manager")
+	case w.Write != "":
+		k.always(path, fmt.Sprintf("the provider %s names another one to write with", quote(p.Write)), "", "name the one that writes: "+w.Write)
 	}
 }
 

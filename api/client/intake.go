@@ -1,5 +1,11 @@
 package client
 
+import (
+	"maps"
+	"slices"
+	"strconv"
+)
+
 // Intake is the answer of POST /v1/clients/{client}/intake, whose body is
 // {"fields": {NAME: VALUE}, "accept": bool}: the values of an issuer's mail, on
 // their way to the secrets manager.
@@ -65,4 +71,32 @@ type RotatedKey struct {
 	Reason     string `json:"reason"` // in words
 	// Steps are what a person does at the issuer, from the preset.
 	Steps []string `json:"steps,omitempty"`
+}
+
+// intakeBody is written by hand, into one buffer of its final size: an encoder
+// would leave copies behind.
+func intakeBody(fields map[string][]byte, accept bool) []byte {
+	size := len(`{"fields":{},"accept":false}`)
+	for name, v := range fields {
+		size += len(`"":"",`) + len(name) + len(`\u0000`)*len(v)
+	}
+	b := append(make([]byte, 0, size), `{"fields":{`...)
+	for i, name := range slices.Sorted(maps.Keys(fields)) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, '"'), name...), `":"`...)
+		for _, c := range fields[name] {
+			switch {
+			case c == '"' || c == '\\':
+				b = append(b, '\\', c)
+			case c < ' ':
+				b = append(b, '\\', 'u', '0', '0', "0123456789abcdef"[c>>4], "0123456789abcdef"[c&15])
+			default:
+				b = append(b, c)
+			}
+		}
+		b = append(b, '"')
+	}
+	return append(strconv.AppendBool(append(b, `},"accept":`...), accept), '}')
 }

@@ -31,7 +31,7 @@ import (
 func (s *server) administration(metrics prometheus.Gatherer) api.Administration {
 	return api.Administration{
 		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
-		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey,
+		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey, Intake: s.intake,
 		Login: func(ctx context.Context, name string, l client.LoginStart) (client.Login, error) {
 			return s.broker.StartLogin(ctx, name, l.RedirectURI)
 		},
@@ -179,6 +179,14 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 		o.Reason += "; it has not been used at the issuer yet"
 	}
 	return o, nil
+}
+
+func (s *server) intake(ctx context.Context, name string, in broker.Intake) (client.Intake, error) {
+	out, err := s.broker.Intake(ctx, name, in)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.Kind = s.current.config.Providers[out.Provider].Kind()
+	return out, err
 }
 
 func (s *server) status() client.Status {
