@@ -36,10 +36,16 @@ func shred(name string, was fs.FileInfo) error {
 	}
 	defer dir.Close()
 	base := filepath.Base(name)
-	f, err := dir.OpenFile(base, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
-	if errors.Is(err, syscall.ELOOP) {
+	named, err := dir.Lstat(base)
+	switch {
+	case err != nil:
+		return reasonOf(err)
+	case named.Mode()&fs.ModeSymlink != 0:
 		return errors.New("it is a symbolic link: shred what it leads to")
+	case !os.SameFile(named, was):
+		return errors.New("another file has this name now")
 	}
+	f, err := dir.OpenFile(base, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return reasonOf(err)
 	}
@@ -48,8 +54,7 @@ func shred(name string, was fs.FileInfo) error {
 	if err != nil {
 		return reasonOf(err)
 	}
-	named, err := dir.Lstat(base)
-	if err != nil || !os.SameFile(now, was) || !os.SameFile(named, was) {
+	if !os.SameFile(now, was) {
 		return errors.New("another file has this name now")
 	}
 	if err := mayShred(now); err != nil {
