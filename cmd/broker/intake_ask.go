@@ -279,7 +279,7 @@ func (in *intakeRun) shredFile(ctx context.Context) error {
 		return nil
 	}
 	if !in.shred {
-		if in.person == nil || in.yes || mayShred(in.read) != nil {
+		if offer := mayShred(in.read) == nil; !offer || in.person == nil || in.yes {
 			return nil
 		}
 		// Who does not answer does not want it.

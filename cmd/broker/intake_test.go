@@ -124,8 +124,10 @@ func TestShred(t *testing.T) {
 		change func(name string) error // after it was read
 		want   string
 	}{
-		"whole":     {func(string) error { return nil }, ""},
-		"replaced":  {func(n string) error { return errors.Join(os.Rename(n, n+".old"), os.WriteFile(n, []byte("other"), 0o600)) }, "another file"},
+		"whole": {func(string) error { return nil }, ""},
+		"replaced": {func(n string) error {
+			return errors.Join(os.Rename(n, n+".old"), os.WriteFile(n, []byte("other"), 0o600))
+		}, "another file"},
 		"symbolic":  {func(n string) error { return errors.Join(os.Rename(n, n+".old"), os.Symlink(n+".old", n)) }, "symbolic link"},
 		"hard link": {func(n string) error { return os.Link(n, n+".old") }, "hard link"},
 		"gone":      {os.Remove, "no such file"},
@@ -175,5 +177,25 @@ func TestReadBytesTakesOneLine(t *testing.T) {
 	}
 	if _, err := readBytes(t.Context(), r); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
+	}
+}
+
+// Every command that the page shows is played by the script.
+func TestIntakeDocument(t *testing.T) {
+	page, err1 := os.ReadFile("../../docs/intake.md")
+	script, err2 := os.ReadFile("testdata/intake.txtar")
+	must(t, err1, err2)
+	n := 0
+	for _, block := range strings.Split(string(page), "```console\n")[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		for line := range strings.Lines(block) {
+			n++
+			if line = strings.TrimSpace(line); !strings.Contains(string(script), line+"\n") && !strings.Contains(string(script), line+"'\n") {
+				t.Errorf("nobody executes %q", line)
+			}
+		}
+	}
+	if n == 0 {
+		t.Error("the page shows no command")
 	}
 }

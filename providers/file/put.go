@@ -148,9 +148,9 @@ func lock(ctx context.Context, dir *os.Root) (unlock func(), err error) {
 
 // replace writes a new file, makes it durable, and puts it in place.
 func replace(dir *os.Root, name string, content []byte) (err error) {
-	like, err := dir.Lstat(name)
+	old, err := dir.Lstat(name)
 	if err != nil {
-		like = nil
+		old = nil // there is none
 	}
 	tmp := ".new-" + rand.Text()
 	f, err := dir.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -163,7 +163,7 @@ func replace(dir *os.Root, name string, content []byte) (err error) {
 		}
 	}()
 	_, err = io.Copy(f, bytes.NewReader(content))
-	if err := errors.Join(err, keepOwner(f, dir, like), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, keepReaders(f, dir, old), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := dir.Rename(tmp, name); err != nil {
@@ -177,26 +177,20 @@ func replace(dir *os.Root, name string, content []byte) (err error) {
 	return d.Sync()
 }
 
-// keepOwner makes a new file readable for whoever could read the old one, or
-// for the directory's owner: an administrator who stores a secret must not
-// shut the daemon out. Where that needs root, it is left as it is.
-func keepOwner(f *os.File, dir *os.Root, old fs.FileInfo) error {
-	mode := fs.FileMode(0o600)
-	like := old
-	if old != nil && old.Mode().IsRegular() {
-		mode = old.Mode().Perm() &^ 0o022 // what nobody else could write
-	} else {
+// keepReaders lets the group read a new file that could read the old one, or
+// the directory: an administrator who stores a secret must not shut the daemon
+// out.
+func keepReaders(f *os.File, dir *os.Root, old fs.FileInfo) error {
+	like, also := old, fs.FileMode(0o044)
+	if old == nil {
 		var err error
 		if like, err = dir.Stat("."); err != nil {
 			return err
 		}
+		also = 0o040
 	}
-	if err := f.Chmod(mode); err != nil {
-		return err
+	if owner, ok := like.Sys().(*syscall.Stat_t); !ok || f.Chown(-1, int(owner.Gid)) != nil {
+		also &^= 0o040 // of another group
 	}
-	owner, ok := like.Sys().(*syscall.Stat_t)
-	if ok && f.Chown(int(owner.Uid), int(owner.Gid)) != nil {
-		_ = f.Chown(-1, int(owner.Gid)) // its members may
-	}
-	return nil
+	return f.Chmod(0o600 | like.Mode().Perm()&also)
 }
