@@ -9,6 +9,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/fake"
 	"credentialbroker/internal/secret"
+	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
 
@@ -90,11 +91,20 @@ func TestTryRefused(t *testing.T) {
 	})
 }
 
+// unasked is an API of which nothing may be asked.
+type unasked struct{ t testing.TB }
+
+func (u unasked) Probe(context.Context, *Live, *oidc.Token) error {
+	u.t.Error("the API was asked")
+	return nil
+}
+
 // A pair is tried while the API key is still missing: the issuer judges it, and
 // the API is not asked.
 func TestTryIncomplete(t *testing.T) {
 	inBench(t, Config{Required: []string{"api_key", "client_id", "client_secret"}, Proving: []string{"client_id", "client_secret"}}, func(b *bench) {
 		t := b.t
+		b.c.deps.Prober = unasked{t}
 		if how, err := b.c.Try(t.Context(), "intake", pair("one")); err != nil || how != ProveMint {
 			t.Errorf("the pair alone: %q, %v", how, err)
 		}

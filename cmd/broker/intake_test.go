@@ -149,10 +149,27 @@ func TestShred(t *testing.T) {
 			if strings.Contains(string(left), mailedSecret) == (c.want == "") {
 				t.Errorf("%d bytes are left of the file that was read", len(left))
 			}
+			if now, err := held.Stat(); err != nil || c.want == "" && now.Size() != 0 {
+				t.Errorf("it still has %d bytes, %v", now.Size(), err)
+			}
 			if _, err := os.Lstat(file); c.want == "" && err == nil {
 				t.Error("it still has its name")
 			}
 		})
+	}
+}
+
+func TestOverwrite(t *testing.T) {
+	file, before := filepath.Join(t.TempDir(), "mail.txt"), bytes.Repeat([]byte("secret"), 1000)
+	must(t, os.WriteFile(file, before, 0o600))
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	must(t, overwrite(f, int64(len(before))))
+	after, err := os.ReadFile(file)
+	must(t, err)
+	if len(after) != len(before) || bytes.Contains(after, []byte("secret")) {
+		t.Errorf("%d bytes, of which the old ones are left: %v", len(after), bytes.Contains(after, []byte("secret")))
 	}
 }
 

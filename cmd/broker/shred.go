@@ -42,8 +42,6 @@ func shred(name string, was fs.FileInfo) error {
 		return reasonOf(err)
 	case named.Mode()&fs.ModeSymlink != 0:
 		return errors.New("it is a symbolic link: shred what it leads to")
-	case !os.SameFile(named, was):
-		return errors.New("another file has this name now")
 	}
 	f, err := dir.OpenFile(base, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -61,8 +59,7 @@ func shred(name string, was fs.FileInfo) error {
 		return err
 	}
 	// All that the file has, also what was appended meanwhile.
-	_, err = io.CopyN(f, rand.Reader, now.Size())
-	if err = errors.Join(err, f.Sync()); err != nil {
+	if err := overwrite(f, now.Size()); err != nil {
 		return fmt.Errorf("it cannot be overwritten: %w", reasonOf(err))
 	}
 	if err := errors.Join(f.Truncate(0), f.Sync(), dir.Remove(base)); err != nil {
@@ -74,6 +71,12 @@ func shred(name string, was fs.FileInfo) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// overwrite puts random bytes in place of the first n, on the disk.
+func overwrite(f *os.File, n int64) error {
+	_, err := io.CopyN(f, rand.Reader, n)
+	return errors.Join(err, f.Sync())
 }
 
 // reasonOf is an error of the file system without the name that is said before.
