@@ -203,6 +203,10 @@ func (h *house) administration() Administration {
 		NewKey: func(_ context.Context, name string, k client.NewKey) (client.Key, error) {
 			return h.asked(name, k)
 		},
+		RotateKey: func(_ context.Context, name string, r client.KeyRotation) (client.RotatedKey, error) {
+			k, err := h.asked(name, r)
+			return client.RotatedKey{State: client.KeyPending, Key: k, Reason: "waits"}, err
+		},
 		Login: func(_ context.Context, name string, l client.LoginStart) (client.Login, error) {
 			_, err := h.asked(name, l)
 			return client.Login{URL: "https://issuer.example/authorize", State: "s", RedirectURI: l.RedirectURI}, err
