@@ -44,6 +44,7 @@ func inKeyWorld(t *testing.T, edit func(*Client), f func(w *keyWorld)) {
 				edit(c)
 			}
 		})
+		time.Sleep(time.Second) // it has seen that there is no key yet
 		var err error
 		if w.old, err = w.b.NewKey(t.Context(), "vdab", client.NewKey{Kind: "p-256"}); err != nil {
 			t.Fatal(err)
@@ -150,7 +151,7 @@ func TestRotateKey(t *testing.T) {
 		w.wantFields("4", "client_id", "private_key")
 		w.stop()
 		defer w.start()
-		if n := w.events(); n[audit.TokenRefused] != 1 || n[audit.BundleRefused] != 0 {
+		if n := w.events(); n[audit.TokenRefused] != 1 || n[audit.BundleRefused] != 1 { // of the pending key; without a key
 			w.t.Errorf("%v", n)
 		}
 	})
@@ -476,5 +477,81 @@ func TestRotateKeyIsRefused(t *testing.T) {
 	inKeyWorld(t, nil, func(w *keyWorld) {
 		_, err := w.b.RotateKey(w.t.Context(), "nobody", client.KeyRotation{})
 		wantCode(w.t, err, client.NotFound)
+	})
+}
+
+// Geosecure knows a key by the certificate around it, which is made with it.
+func TestRotateKeyWithCertificate(t *testing.T) {
+	inWorld(t, func(inner *world) {
+		w := &keyWorld{world: inner}
+		geo := &fake.Geosecure{}
+		w.store.Set("magda", map[string]string{"client_id": "4711"})
+		w.with(func(c *Client) {
+			c.Rotation.Spec = magda()
+			c.Rotation.Required = []string{"client_id", "private_key", "certificate"}
+			c.Issuer = &oidc.Profile{TokenEndpoint: "https://geo.example/authorization/ws/oauth/v2/token", ClientAuth: oidc.PrivateKeyJWT,
+				Assertion: oidc.Assertion{Audience: "https://geo.example/authorization/ws/oauth/v2/token", KeyID: "certificate", Algorithm: "RS256"}}
+			c.Transport, c.Headers = geo.RoundTripper(), nil
+		})
+		knows := func(k client.Key) {
+			if err := geo.Register(fake.Client{ID: "4711", Keys: []string{k.Certificate}}); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		old, err := w.b.NewKey(w.t.Context(), "vdab", client.NewKey{Kind: "rsa-2048"})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		knows(old)
+		time.Sleep(time.Second)
+		w.mustGet()
+		next := w.rotate(client.KeyRotation{NewKey: client.NewKey{Subject: "addresses"}})
+		if next.Key.Certificate == "" || next.Key.Certificate == old.Certificate || next.Key.KeyID == next.Old || len(next.Key.KeyID) != 27 || next.Key.Algorithm != "RS256" {
+			w.t.Errorf("%+v", next)
+		}
+		// Another's certificate cannot be proved, and says what is wrong.
+		for _, certificate := range []string{old.Certificate, next.Key.Certificate} {
+			values := map[string]secret.Secret{"pending_certificate": secret.FromString(certificate)}
+			if _, err := providers.Store(w.t.Context(), w.store, magda(), values, providers.Any); err != nil {
+				w.t.Fatal(err)
+			}
+			if certificate == old.Certificate {
+				_, err := w.b.RotateKey(w.t.Context(), "vdab", probe())
+				if e := wantCode(w.t, err, client.CredentialsRejected); !strings.Contains(e.Detail, "certificate") {
+					w.t.Errorf("%q", e.Detail)
+				}
+			}
+		}
+		knows(next.Key)
+		time.Sleep(time.Minute)
+		if done := w.rotate(probe()); done.State != client.KeyRotated || done.Key.KeyID != next.Key.KeyID {
+			w.t.Errorf("%+v", done)
+		}
+		_, version := w.fields()
+		w.wantFields(version, "certificate", "client_id", "private_key")
+		time.Sleep(2 * time.Hour)
+		w.mustGet()
+	})
+}
+
+// Two who begin at once begin the same rotation.
+func TestRotateKeyTogether(t *testing.T) {
+	inKeyWorld(t, nil, func(w *keyWorld) {
+		kids := make(chan string)
+		for range 4 {
+			go func() {
+				out, err := w.b.RotateKey(w.t.Context(), "vdab", client.KeyRotation{})
+				if err != nil {
+					w.t.Error(err)
+				}
+				kids <- out.Key.KeyID
+			}()
+		}
+		first := <-kids
+		for range 3 {
+			if kid := <-kids; kid != first {
+				w.t.Errorf("two keys were made")
+			}
+		}
 	})
 }
