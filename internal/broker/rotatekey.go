@@ -42,10 +42,6 @@ func (b *Broker) RotateKey(ctx context.Context, name string, want client.KeyRota
 	if err != nil {
 		return client.RotatedKey{}, err
 	}
-	if !want.Probe { // which may take its time at the issuer
-		b.making.Lock() // another host is found by Replace
-		defer b.making.Unlock()
-	}
 	bundle, err := b.readBundle(ctx, cl)
 	if err != nil {
 		return client.RotatedKey{}, err

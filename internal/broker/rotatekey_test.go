@@ -534,24 +534,36 @@ func TestRotateKeyWithCertificate(t *testing.T) {
 	})
 }
 
-// Two who begin at once begin the same rotation.
+// Two who begin at once begin one rotation: who comes too late is told so.
 func TestRotateKeyTogether(t *testing.T) {
 	inKeyWorld(t, nil, func(w *keyWorld) {
 		kids := make(chan string)
 		for range 4 {
 			go func() {
-				out, err := w.b.RotateKey(w.t.Context(), "vdab", client.KeyRotation{})
-				if err != nil {
+				out, err := w.b.RotateKey(w.t.Context(), "vdab", client.KeyRotation{KeyID: "their-name"})
+				if err != nil && providers.KindOf(errors.Unwrap(err)) != providers.Conflict {
 					w.t.Error(err)
 				}
-				kids <- out.Key.KeyID
+				kids <- string(out.Key.JWK)
 			}()
 		}
-		first := <-kids
-		for range 3 {
-			if kid := <-kids; kid != first {
-				w.t.Errorf("two keys were made")
+		made := ""
+		for range 4 {
+			switch jwk := <-kids; {
+			case jwk == "":
+			case made == "":
+				made = jwk
+			case jwk != made:
+				w.t.Error("two keys were made")
 			}
 		}
+		w.wantFields("3", "client_id", "pending_key_id", "pending_private_key", "private_key")
+		if out := w.rotate(client.KeyRotation{}); string(out.Key.JWK) != made {
+			w.t.Errorf("%s, want %s", out.Key.JWK, made)
+		}
+		// The issuer's name for it becomes the key's.
+		w.knows(w.old, w.rotate(client.KeyRotation{}).Key)
+		w.rotate(probe())
+		w.wantFields("4", "client_id", "key_id", "private_key")
 	})
 }
