@@ -378,9 +378,12 @@ func TestNextKey(t *testing.T) {
 			}
 		}
 		put("key_id", "their-key-1")
-		if _, err := w.b.NewKey(w.t.Context(), "vdab", client.NewKey{Certificate: true}); err != nil {
+		named, err := w.b.NewKey(w.t.Context(), "vdab", client.NewKey{Certificate: true})
+		if err != nil {
 			w.t.Fatal(err)
 		}
+		w.old = named // by its name at the issuer
+		w.knows(w.old)
 		next := w.rotate(client.KeyRotation{})
 		if next.Old != "their-key-1" || len(next.Key.KeyID) != 43 || next.Key.Certificate == "" {
 			w.t.Errorf("%+v", next)
@@ -394,23 +397,24 @@ func TestNextKey(t *testing.T) {
 			}
 		}
 		// The issuer has named it.
-		named := w.rotate(client.KeyRotation{NewKey: client.NewKey{Subject: "vdab"}, KeyID: "their-key-2"})
-		if named.Key.KeyID != "their-key-2" || !strings.Contains(string(named.Key.JWK), `"kid":"their-key-2"`) || named.Key.Certificate != next.Key.Certificate {
-			w.t.Errorf("%+v", named)
+		made := next.Key.Certificate
+		next = w.rotate(client.KeyRotation{NewKey: client.NewKey{Subject: "vdab"}, KeyID: "their-key-2"})
+		if next.Key.KeyID != "their-key-2" || !strings.Contains(string(next.Key.JWK), `"kid":"their-key-2"`) || next.Key.Certificate != made {
+			w.t.Errorf("%+v", next)
 		}
-		w.knows(w.old, named.Key)
+		w.knows(w.old, next.Key)
 		done := w.rotate(probe())
 		if done.State != client.KeyRotated || done.Key.KeyID != "their-key-2" {
 			w.t.Errorf("%+v", done)
 		}
 		_, v := w.fields()
 		w.wantFields(v, "certificate", "client_id", "key_id", "private_key")
-		w.knows(named.Key)
+		w.knows(next.Key)
 		time.Sleep(time.Hour)
 		w.mustGet()
 		// Once more, and nobody names it: the old name does not stay.
 		third := w.rotate(client.KeyRotation{NewKey: client.NewKey{Kind: "rsa-2048", Subject: "x"}})
-		w.knows(third.Key, named.Key)
+		w.knows(third.Key, next.Key)
 		if done := w.rotate(probe()); done.State != client.KeyRotated || len(done.Key.KeyID) != 43 || done.Old != "their-key-2" || done.Key.Algorithm != "RS256" {
 			w.t.Errorf("%+v", done)
 		}
