@@ -215,6 +215,10 @@ func (h *house) administration() Administration {
 			_, err := h.asked(name, in.Accept)
 			return client.Intake{Client: name, Kind: "vault", Proved: "mint", Changed: []string{"api_key"}}, err
 		},
+		RotateKey: func(_ context.Context, name string, r client.KeyRotation) (client.RotatedKey, error) {
+			k, err := h.asked(name, r)
+			return client.RotatedKey{State: client.KeyPending, Key: k, Reason: "waits"}, err
+		},
 		Login: func(_ context.Context, name string, l client.LoginStart) (client.Login, error) {
 			_, err := h.asked(name, l)
 			return client.Login{URL: "https://issuer.example/authorize", State: "s", RedirectURI: l.RedirectURI}, err

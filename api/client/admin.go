@@ -85,6 +85,11 @@ func (a *Admin) Intake(ctx context.Context, name string, fields map[string][]byt
 	return decode[Intake](b)
 }
 
+// RotateKey takes the rotation of the client's key one step on (role operate).
+func (a *Admin) RotateKey(ctx context.Context, name string, r KeyRotation) (*RotatedKey, error) {
+	return send[RotatedKey](ctx, a.dial(), clientPath(name, "keys/rotate"), r)
+}
+
 // StartLogin begins a person's login, in place of one that is under way (role
 // operate).
 func (a *Admin) StartLogin(ctx context.Context, name string, l LoginStart) (*Login, error) {

@@ -38,14 +38,14 @@ type Intake struct {
 }
 
 // KeyRotation is what an administrator asks of POST
-// /v1/clients/{client}/keys/rotate. Zero: make a pending key, if there is none
-// yet.
+// /v1/clients/{client}/keys/rotate. Each request is one step, which may be
+// repeated. Zero: make a pending key, if there is none yet.
 type KeyRotation struct {
 	NewKey
 	// KeyID is the issuer's own name for the new key. Empty: its thumbprint.
 	KeyID string `json:"key_id,omitempty"`
 	// Probe asks the issuer whether it takes the pending key, and makes it the
-	// key if so.
+	// key if so. Without a pending key the answer is the key that there is.
 	Probe bool `json:"probe,omitempty"`
 	// Abandon gives the pending key up.
 	Abandon bool `json:"abandon,omitempty"`

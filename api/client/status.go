@@ -60,6 +60,9 @@ type StatusClient struct {
 	// Pinned is the version that an administrator wants to serve; empty: the
 	// newest does.
 	Pinned string `json:"pinned,omitempty"`
+	// PendingKey is the key identifier of a key that waits for the issuer to
+	// know it; empty: there is none.
+	PendingKey string `json:"pending_key,omitempty"`
 	// Candidate is a newer version that is not in use yet.
 	Candidate string `json:"candidate,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.

@@ -144,7 +144,7 @@ func remarks(c *client.StatusClient) []string {
 		reason = "" // it is said below
 	}
 	var list []string
-	for _, line := range []struct{ what, text string }{{"", reason}, {"", loginText(c)}, {"a new version waits: ", c.Candidate},
+	for _, line := range []struct{ what, text string }{{"", reason}, {"", loginText(c)}, {"a new version waits: ", c.Candidate}, {"", pendingKey(c)},
 		{"API key: ", c.APIKey}, {"secrets manager: ", c.Source.Reason}} {
 		if line.text != "" {
 			list = append(list, line.what+line.text)
@@ -162,6 +162,13 @@ func remarks(c *client.StatusClient) []string {
 		list = append(list, text)
 	}
 	return list
+}
+
+func pendingKey(c *client.StatusClient) string {
+	if c.PendingKey == "" {
+		return ""
+	}
+	return fmt.Sprintf("a new key (%s) waits for the issuer: broker keys rotate %s", c.PendingKey, c.Client)
 }
 
 // age says how a secret does that has a limit of age: level 1 from 80 % of it,

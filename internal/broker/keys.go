@@ -43,9 +43,9 @@ func (b *Broker) Key(ctx context.Context, name string) (client.Key, error) {
 	}
 	defer bundle.Wipe()
 	if bundle.Fields[fieldPrivateKey].Empty() {
-		return client.Key{}, &Error{Code: client.NotFound, Detail: fmt.Sprintf("the secret of %s has no private_key: broker keys new %s makes one", name, name)}
+		return client.Key{}, noKeyYet(name)
 	}
-	return cl.publicKey(bundle)
+	return cl.publicKeys(bundle)
 }
 
 // NewKey makes a key pair, or a certificate around the key that there is. The
@@ -109,7 +109,7 @@ func (b *Broker) generate(cl *cachedClient, want client.NewKey, have providers.B
 			values[fieldPrivateKey], err = key.PEM()
 		}
 	} else if err == nil && (!want.Certificate || !have.Fields[fieldCertificate].Empty()) {
-		err = fmt.Errorf("%s has a private_key already, which the issuer may know: broker keys show %[1]s prints its public half; to begin anew, remove the field in the secrets manager first", cl.cfg.Name)
+		err = fmt.Errorf("%s has a private_key already, which the issuer may know: broker keys show %[1]s prints its public half; broker keys rotate %[1]s replaces it", cl.cfg.Name)
 	}
 	if err == nil && want.Certificate {
 		now := b.o.Clock.Now().Wall

@@ -130,6 +130,7 @@ type ClientStatus struct {
 	KeyLast            time.Time
 	HasKey             bool
 	Secret             string // where it is
+	PendingKey         string // kid of a key that waits for the issuer; empty: none
 }
 
 // TokenStatus is one token in the cache.
@@ -164,6 +165,7 @@ func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 		Secret: c.cfg.Rotation.Spec.String()}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()
+		s.PendingKey = plain(live.Fields[pendingKeyID])
 	}
 	c.state.mu.Lock()
 	if c.state.bad.version == s.Credential.Version {
