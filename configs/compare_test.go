@@ -108,6 +108,12 @@ func TestWarnings(t *testing.T) {
 		{"group", leak + entries("{ group: staff }"), []string{"nobody: group", "every member of the group staff"}},
 		{"interpreter", leak + entries("{ user: root, executable: /usr/bin/php8.2 }"), []string{"any script that /usr/bin/php8.2 runs"}},
 		{"identity", strings.Replace(leak+minimal, "systemd: {}", "file: { path: /s, identity_file: /i, insecure_identity: true }", 1), []string{"broker.yaml:4:3: the provider \"unit\" has insecure_identity"}},
+		{"copies that are soon too old", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", []string{"asked every 31m0s, and a copy may serve for 1h0m0s after that"}},
+		{"copies that are not", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 30m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
+		{"a secret that is here anyway", leak + strings.Replace(minimal, "  unit:\n", "  copies:\n    file: { path: /c, identity_command: [/bin/key] }\n  unit:\n", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

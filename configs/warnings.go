@@ -37,6 +37,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 				"seal the identity with systemd-creds and name it "+credentialsVariable+"/NAME")
 		}
 	}
+	w.brownOut(c)
 	users := map[string]string{} // of each secret
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]

@@ -118,9 +118,8 @@ func (c *Credential) loaded(ctx context.Context) (*Live, error) {
 			return nil, c.noBundle(err)
 		}
 	}
-	if until := c.degradedUntil(); !until.IsZero() && !now.Wall.Before(until) {
-		return nil, &Error{Kind: NoBundle, Code: string(providers.Unavailable), RetryAfter: longestWait,
-			Detail: "the secrets manager does not answer, and its sealed copy ran out at " + until.UTC().Format(time.RFC3339)}
+	if err := c.withheld(now); err != nil {
+		return nil, err
 	}
 	if !live.Expires.IsZero() && !now.Wall.Before(live.Expires) {
 		return nil, &Error{Kind: NoBundle, Code: string(providers.Expired),
@@ -208,7 +207,7 @@ func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
 	if current := c.Current(); current != nil && current.id == live.id {
 		_ = c.recorded(c.ledger.serves(live.id))
 		if c.unkept(live) {
-			signal(c.worked)
+			signal(c.unsealed)
 		}
 	}
 	c.minted(live, r, t)
