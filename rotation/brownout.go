@@ -188,7 +188,7 @@ func (c *Credential) keep(ctx context.Context) {
 	c.keeper(ctx, func(ctx context.Context, copies Keeper, ref providers.Ref) {
 		now := c.deps.Clock.Now()
 		c.mu.Lock()
-		checked, answers := c.checked, c.provider.err == nil && !c.brown.on() && !c.checked.IsZero()
+		checked, answers := c.checked, c.provider.err == nil && !c.checked.IsZero()
 		c.mu.Unlock()
 		if !answers || ctx.Err() != nil {
 			return

@@ -195,7 +195,19 @@ func TestOnlyWhatHasWorkedIsCopied(t *testing.T) {
 		if s.puts() != 1 || text(providers.Bundle{Fields: s.copied()}, keptVersion) != "1" {
 			t.Errorf("%d copies, of version %s", s.puts(), text(providers.Bundle{Fields: s.copied()}, keptVersion))
 		}
+		// Nor one that was revoked, whatever it did before.
+		_ = s.c.ledger.pardon()
+		s.issuer.SetSecret("id", "one", false)
+		s.use()
+		before := s.puts()
+		_ = s.c.ledger.change(func(d *entries) { d.refuse(s.c.id("1"), s.clock.Now().Wall, codeRevoked) })
+		time.Sleep(2 * time.Hour)
+		_ = s.c.Check(s.t.Context())
+		if s.c.keep(s.t.Context()); s.puts() != before {
+			t.Error("a copy of what was revoked")
+		}
 		// What has worked before a restart has worked.
+		s.issuer.SetSecret("id", "three", false)
 		s.set("three")
 		if err := s.c.Check(s.t.Context()); err != nil {
 			t.Fatal(err)
@@ -236,6 +248,9 @@ func TestOnlyAnOutageUsesTheCopy(t *testing.T) {
 			_, err := s.mint()
 			if took := time.Since(begin); (err == nil) != x.served || took > startPatience {
 				t.Errorf("at the start, %s: %v, after %v", x.kind, err, took)
+			}
+			if marked := !s.c.Status().Degraded.IsZero(); marked != x.served {
+				t.Errorf("at the start, %s: marked: %v", x.kind, marked)
 			}
 			if gone := s.copied() == nil; gone != x.gone {
 				t.Errorf("at the start, %s: the copy is gone: %v", x.kind, gone)
@@ -308,6 +323,36 @@ func TestWithdrawnCopyComesBack(t *testing.T) {
 	})
 }
 
+// Where there is no copy, a secret that is gone is no trouble with copies, and
+// the keeper is asked once.
+func TestNoCopyToWithdraw(t *testing.T) {
+	inShelf(t, Config{}, func(s *shelf) {
+		s.store.SetFault(providers.NotFound)
+		_ = s.c.Check(s.t.Context())
+		s.copies.SetFault(providers.Denied)
+		_ = s.c.Check(s.t.Context())
+		if st := s.c.Status(); st.KeepErr != nil {
+			t.Error(st.KeepErr)
+		}
+		if got := s.kept(); got != "" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
+// What the manager gives takes the mark away, whoever asked for it.
+func TestPinEndsTheBrownOut(t *testing.T) {
+	filled(t, Config{}, func(s *shelf) {
+		s.wantServed()
+		s.set("two")
+		s.issuer.SetSecret("id", "two", true)
+		s.store.SetFault("")
+		if why, err := s.c.Pin(s.t.Context(), "2", false); err != nil || why != "" || !s.c.Degraded().IsZero() {
+			t.Errorf("%s, %v, degraded until %s", why, err, s.c.Degraded())
+		}
+	})
+}
+
 // What a copy has to be, to serve.
 func TestCopiesThatAreRefused(t *testing.T) {
 	for _, x := range []struct {
@@ -317,8 +362,8 @@ func TestCopiesThatAreRefused(t *testing.T) {
 		say   string // empty: it serves
 	}{
 		{"none spoilt", Config{}, func(*shelf) {}, ""},
-		{"a second before its time", Config{}, func(s *shelf) { time.Sleep(23*time.Hour - time.Second) }, ""},
-		{"too old", Config{}, func(s *shelf) { time.Sleep(23 * time.Hour) }, "too old, from"},
+		{"a second before its time", Config{}, func(*shelf) { time.Sleep(23*time.Hour - time.Second) }, ""},
+		{"too old", Config{}, func(*shelf) { time.Sleep(23 * time.Hour) }, "too old, from"},
 		{"too old for what is configured now", Config{KeepFor: time.Hour}, func(*shelf) {}, "too old, from"},
 		{"a clock behind", Config{}, func(s *shelf) { s.skew = -time.Hour - 4*time.Minute }, ""},
 		{"a clock far behind", Config{}, func(s *shelf) { s.skew = -time.Hour - 6*time.Minute }, "check the clock"},
@@ -371,8 +416,9 @@ func TestCopyRunsOut(t *testing.T) {
 			s.wantServed()
 			time.Sleep(time.Minute)
 			s.wantWithheld("could serve until")
+			time.Sleep(longestWait + longestWait/10) // the next look was planned before
 			s.store.SetFault("")
-			time.Sleep(time.Minute + 10*time.Second) // the longest backoff
+			time.Sleep(calm + calm/10 + time.Second) // people are waiting
 			if _, err := s.mint(); err != nil {
 				t.Errorf("%s: no recovery: %v", name, err)
 			}
@@ -442,6 +488,16 @@ func TestEndIsNoOutage(t *testing.T) {
 			t.Error("a brown-out at the end")
 		}
 	})
+	// That a caller has no time left is an outage all the same.
+	filled(t, Config{}, func(s *shelf) {
+		s.store.SetFault(fake.HangStore)
+		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
+		defer cancel()
+		_, _ = s.c.Mint(ctx, oidc.Request{})
+		if s.c.Current() == nil {
+			t.Error("the copy was not looked at")
+		}
+	})
 }
 
 // A changed configuration does not launder a copy.
@@ -485,6 +541,19 @@ func TestReloadKeepsTheMark(t *testing.T) {
 		s.store.SetFault(providers.Unavailable)
 		next(Config{})
 		s.wantWithheld("serves no longer")
+	})
+	// What serves from another place is no copy of this one.
+	inShelf(t, Config{}, func(s *shelf) {
+		s.use()
+		s.store.Set("other", map[string]string{"client_id": "id", "client_secret": "bad"})
+		old := s.c
+		s.restart(Config{Spec: providers.Spec{Ref: providers.Ref{Path: "other"}}})
+		s.c.Adopt(old)
+		_ = s.c.Check(s.t.Context())
+		s.use()
+		if s.puts() != 1 {
+			t.Error("a copy of what is elsewhere")
+		}
 	})
 	// And what the manager has not confirmed to the new one is not sealed by it.
 	inShelf(t, Config{}, func(s *shelf) {
