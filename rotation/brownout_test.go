@@ -621,3 +621,28 @@ func TestDeadCopy(t *testing.T) {
 		end()
 	})
 }
+
+// A process that began with a version that the issuer then refuses goes back to
+// the copy, if the manager is down by then.
+func TestFallBackToTheCopy(t *testing.T) {
+	inShelf(t, Config{}, func(s *shelf) {
+		s.use()
+		s.set("bad")
+		s.restart(Config{})
+		if err := s.c.Check(s.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.wantVersion("2")
+		s.store.SetFault(fake.HangStore)
+		s.wantServed()
+		s.wantVersion("1")
+		s.store.SetFault("")
+		if err := s.c.Check(s.t.Context()); err != nil || !s.c.Degraded().IsZero() {
+			t.Errorf("%v, degraded until %s", err, s.c.Degraded())
+		}
+		s.wantVersion("1")
+		if n := s.issuer.Stats().Refused; n != 1 {
+			t.Errorf("the bad secret was presented %d times", n)
+		}
+	})
+}

@@ -54,7 +54,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Mint gets a token with the current bundle. If the issuer refuses the bundle,
 // the secrets manager is asked once for a newer one, which is tried at once; or
-// else for the one that worked last.
+// else for the one that worked last, of which there may be a sealed copy.
 // Errors are of type *Error, or ctx's.
 func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	live, err := c.loaded(ctx)
@@ -66,8 +66,10 @@ func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	if err == nil || !errors.As(err, &e) || e.Kind != Rejected {
 		return Minted{t, live}, err
 	}
-	if e.fresh && c.Check(ctx) != nil {
-		return Minted{}, err
+	if e.fresh {
+		if down := c.Check(ctx); down != nil && !outage(down) {
+			return Minted{}, err
+		}
 	}
 	if c.Current() == live && !c.fallBack(ctx, live) {
 		return Minted{}, err
