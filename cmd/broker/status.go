@@ -175,7 +175,7 @@ func remarks(c *client.StatusClient) []string {
 // degraded says by what a client lives while its secrets manager is down, if by
 // nothing else; empty: it does not.
 func degraded(c *client.StatusClient) string {
-	if c.DegradedUntil.IsZero() || c.DegradedReason == c.Reason {
+	if c.DegradedUntil.IsZero() || c.Reason != "" && c.DegradedReason == c.Reason {
 		return ""
 	}
 	return "DEGRADED until " + c.DegradedUntil.UTC().Format(time.RFC3339) + " at most: " + c.DegradedReason
