@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -474,6 +475,22 @@ func TestNobodyWaitsForTheCopy(t *testing.T) {
 		if got := s.kept(); got != "failed" {
 			t.Errorf("events: %s", got)
 		}
+	})
+}
+
+// With a manager that hangs, those who come while it is waited for wait for it
+// once.
+func TestStartWithAManagerThatHangs(t *testing.T) {
+	filled(t, Config{}, func(s *shelf) {
+		s.store.SetFault(fake.HangStore)
+		end := s.run()
+		synctest.Wait() // it has the turn
+		begin := time.Now()
+		s.wantServed()
+		if took := time.Since(begin); took > startPatience {
+			t.Errorf("the first token took %v", took)
+		}
+		end()
 	})
 }
 

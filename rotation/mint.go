@@ -114,7 +114,7 @@ func (c *Credential) loaded(ctx context.Context) (*Live, error) {
 		err, wait := c.provider.err, c.provider.until.Until(now)
 		c.mu.Unlock()
 		if err == nil || wait <= 0 {
-			err = c.Check(ctx)
+			err = c.checkFirst(ctx)
 		}
 		if live = c.Current(); live == nil {
 			return nil, c.noBundle(err)

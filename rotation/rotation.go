@@ -324,6 +324,24 @@ func (c *Credential) Check(ctx context.Context) error {
 		return err
 	}
 	defer c.checking.give()
+	return c.check(ctx)
+}
+
+// checkFirst is Check for somebody who needs any bundle: it may be there when
+// the turn comes.
+func (c *Credential) checkFirst(ctx context.Context) error {
+	if err := c.checking.take(ctx); err != nil {
+		return err
+	}
+	defer c.checking.give()
+	if c.Current() != nil {
+		return nil
+	}
+	return c.check(ctx)
+}
+
+// check is for somebody who has the turn.
+func (c *Credential) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	err := c.read(ctx)
