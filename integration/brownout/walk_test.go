@@ -149,11 +149,14 @@ func (h *host) path(elem ...string) string {
 
 func (h *host) start(maxAge string) {
 	h.t.Helper()
-	if err := os.WriteFile(h.path("broker.yaml"), []byte(h.yaml+"brown_out: { provider: local, max_age: "+maxAge+" }\n"), 0o600); err != nil {
-		h.t.Fatal(err)
-	}
+	h.write(h.yaml + "brown_out: { provider: local, max_age: " + maxAge + " }\n")
+	h.serve()
+}
+
+func (h *host) serve(environment ...string) {
+	h.t.Helper()
 	cmd := exec.Command(filepath.Join(real.Root(), "dist", "brokerd"), "serve", "--config", h.path("broker.yaml"), "--state", h.path("state"), "--socket", h.path("broker.sock"))
-	cmd.Env = append(os.Environ(), "HOME="+h.dir)
+	cmd.Env = append(append(os.Environ(), "HOME="+h.dir), environment...)
 	_ = os.Remove(h.path("broker.sock"))
 	h.daemon = real.StartUnix(h.t, h.path("broker.sock"), cmd)
 }
