@@ -114,6 +114,12 @@ func TestWarnings(t *testing.T) {
 			[]string{"\"unit\" and \"w\" have one login"}},
 		{"reads with it", strings.NewReplacer("systemd: {}", "vault: { address: \"https://a.example\", auth: { token_file: /t } }\n  r:\n    vault: { address: \"https://a.example\", auth: { token_file: /u } }\n    write: unit").Replace(leak + minimal),
 			[]string{"is read with the login of \"unit\", which may write"}},
+		{"copies that are soon too old", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", []string{"asked every 31m0s, and a copy may serve for 1h0m0s after that"}},
+		{"copies that are not", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 30m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
+		{"a secret that is here anyway", leak + strings.Replace(minimal, "  unit:\n", "  copies:\n    file: { path: /c, identity_command: [/bin/key] }\n  unit:\n", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

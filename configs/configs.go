@@ -44,6 +44,9 @@ type Config struct {
 	Metrics Metrics `yaml:"metrics"`
 	// Alarm is a command that is run for each alarm. Missing: none is.
 	Alarm Alarm `yaml:"alarm"`
+	// BrownOut keeps what serves on this host, so that the daemon can start while
+	// a secrets manager is down. Missing: it cannot.
+	BrownOut *BrownOut `yaml:"brown_out"`
 	// State is the directory of audit log, incidents and budgets. Missing:
 	// /var/lib/credential-broker for root or under systemd, else
 	// credential-broker in $XDG_STATE_HOME.

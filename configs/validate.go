@@ -61,6 +61,7 @@ func (c *Config) validate(r *report, whole bool) {
 	k.when(len(c.Sockets.Admin) > 107, "sockets.admin", "the path is too long for a socket", "at most 107 bytes", "")
 	k.metrics(c.Metrics)
 	k.alarm(c.Alarm)
+	k.brownOut(c.BrownOut)
 }
 
 func (k *checker) alarm(a Alarm) {
@@ -163,8 +164,14 @@ func (k *checker) kept(path string) place {
 	return at
 }
 
+// IsName says whether s can be the name of a client or a provider.
+func IsName(s string) bool {
+	const first = "abcdefghijklmnopqrstuvwxyz0123456789"
+	return len(s) >= 1 && len(s) <= 63 && strings.Trim(s, first+"-_") == "" && strings.Contains(first, s[:1])
+}
+
 func (k *checker) name(path, name string) {
-	k.when(!k.re.name.MatchString(name), path, fmt.Sprintf("%s is no name here", quote(name)), "up to 63 of a-z 0-9 - _, the first one a letter or digit", "")
+	k.when(!IsName(name), path, fmt.Sprintf("%s is no name here", quote(name)), "up to 63 of a-z 0-9 - _, the first one a letter or digit", "")
 }
 
 func (k *checker) provider(name string, p Provider) {

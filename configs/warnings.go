@@ -39,6 +39,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 		}
 	}
 	w.writers(c)
+	w.brownOut(c)
 	users := map[string]string{} // of each secret
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]

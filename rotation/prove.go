@@ -161,7 +161,10 @@ func absent(names []string, b providers.Bundle) (missing []string) {
 	return missing
 }
 
-func (c *Credential) install(cand *candidate, proof *oidc.Token) {
+func (c *Credential) install(cand *candidate, proof *oidc.Token) { c.replace(cand, proof, brown{}) }
+
+// replace makes cand current, which may be a sealed copy.
+func (c *Credential) replace(cand *candidate, proof *oidc.Token, copied brown) {
 	b := cand.bundle
 	live := &Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
 		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)}
@@ -176,10 +179,11 @@ func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 		c.forgetProven()
 	}
 	maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != live.id })
-	c.mu.Unlock()
 	// What was current is wiped when the last token minted with it is gone:
 	// its holders keep it alive, the collector ends it.
 	c.current.Store(live)
+	c.brown = copied
+	c.mu.Unlock()
 	if minted {
 		_ = c.recorded(c.ledger.serves(live.id))
 	}

@@ -81,6 +81,16 @@ type StatusClient struct {
 	// it is neither due nor refused, or the preset has none.
 	Steps []string `json:"steps,omitempty"`
 
+	// DegradedUntil is until when, at most, a sealed copy of this host serves
+	// in place of a secrets manager that has been down since before the daemon
+	// started, and DegradedReason says so in words; zero: none does.
+	DegradedUntil  time.Time `json:"degraded_until,omitzero"`
+	DegradedReason string    `json:"degraded_reason,omitempty"`
+	// Kept is the secrets manager's last good answer that the sealed copy has;
+	// zero: there is none, or none is known of. KeepError says why not.
+	Kept      time.Time `json:"kept,omitzero"`
+	KeepError string    `json:"keep_error,omitempty"`
+
 	// Login is the state of a person's login (authorization_code); nil: the
 	// client needs none.
 	Login *LoginStatus `json:"login,omitempty"`

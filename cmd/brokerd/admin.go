@@ -90,6 +90,7 @@ func (s *server) install(c *configs.Config) error {
 		s.current.close(next)
 	}
 	s.current = next
+	s.copies(c)
 	return nil
 }
 
@@ -119,6 +120,7 @@ func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change,
 	}
 	s.audit.Note(audit.Event{Type: audit.ConfigLoaded, Actor: actor(who),
 		Detail: map[string]string{"changes": fmt.Sprint(len(changes)), "wider": fmt.Sprint(wider)}})
+	changes = append(changes, copiesLeft(old, c)...)
 	if !reflect.DeepEqual(old.Audit, c.Audit) || old.Sockets != c.Sockets || old.State != c.State || old.Limits != c.Limits {
 		changes = append(changes, client.Change{What: "audit, limits, sockets and state are taken at the next start of the daemon: run systemctl restart credential-broker"})
 	}
@@ -285,6 +287,15 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 		if errors.As(t.Err, &e) && e.Kind == rotation.Protocol {
 			out.Issuer.Code = client.IssuerProtocolError
 		}
+	}
+	if !k.Degraded.IsZero() {
+		out.DegradedUntil, out.DegradedReason = k.Degraded, "the secrets manager does not answer: what it had at "+k.Confirmed.UTC().Format(time.RFC3339)+" serves, sealed on this host"
+		if k.Withheld != nil {
+			out.DegradedReason = k.Withheld.Detail
+		}
+	}
+	if out.Kept = k.Kept; k.KeepErr != nil {
+		out.KeepError = k.KeepErr.Error()
 	}
 	out.Due, out.Steps = replacement(c, cfg, s.clock.Now().Wall)
 	out.APIKey = keyStatus(c)

@@ -107,6 +107,10 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 	if c.Probe.URL != "" {
 		b.Probe = &broker.Probe{Method: cmp.Or(c.Probe.Method, http.MethodGet), URL: c.Probe.URL, Transport: transport}
 	}
+	if o.config.Copied(c) {
+		b.Keeper, _ = o.providers[o.config.BrownOut.Provider].(rotation.Keeper) // the store of kind file is one
+		b.Rotation.KeepFor = o.config.BrownOut.MaxAge.D()
+	}
 	if r := c.Refresh; r != nil {
 		b.RefreshProvider = o.providers[r.Provider]
 		b.Rotation.Refresh = &rotation.Refresh{Provider: r.Provider, Ref: r.Ref, Owner: cmp.Or(r.Owner, hostName())}

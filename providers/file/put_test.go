@@ -15,6 +15,7 @@ import (
 
 	"credentialbroker/internal/secret"
 	"credentialbroker/providers"
+	"credentialbroker/providers/providertest"
 )
 
 func TestPut(t *testing.T) {
@@ -156,4 +157,43 @@ func TestPutKeepsTheReaders(t *testing.T) {
 			t.Errorf("%+v: mode %o of group %d", c, info.Mode().Perm(), got.Gid)
 		}
 	}
+}
+
+// keeper is what a store can do beyond a provider.
+type keeper interface {
+	Replace(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret) error
+	Remove(ctx context.Context, ref providers.Ref) error
+}
+
+// Whatever is there is replaced: also what is damaged, or sealed for an identity
+// of before.
+func TestReplaceAndRemove(t *testing.T) {
+	m := newManager(t)
+	p := mustOpen(t, m.config())
+	k := p.(keeper)
+	wantKind(t, k.Remove(t.Context(), m.Ref("app")), providers.NotFound, "no such secret")
+	for _, spoil := range []func(){
+		func() {},
+		func() {},
+		func() { m.Fault(t, providertest.Garbage, "app") },
+		func() { m.Fault(t, providertest.LoginRefused, "app") },
+		func() { m.Fault(t, providertest.Denied, "app") },
+	} {
+		spoil()
+		if err := k.Replace(t.Context(), m.Ref("app"), map[string]secret.Secret{"a": secret.FromString("1")}); err != nil {
+			t.Fatal(err)
+		}
+		b, err := p.Fetch(t.Context(), m.Ref("app"), "")
+		if err != nil || !b.Fields["a"].Equal(secret.FromString("1")) {
+			t.Errorf("it reads %v, %v", b, err)
+		}
+	}
+	if err := k.Remove(t.Context(), m.Ref("app")); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(m.dir); err != nil || len(left) != 1 || left[0].Name() != lockName {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	wantKind(t, k.Remove(t.Context(), m.Ref("../app")), providers.NotFound, "no possible name")
+	wantKind(t, k.Replace(t.Context(), m.Ref("a/b"), nil), providers.NotFound, "no possible name")
 }
