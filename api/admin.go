@@ -42,6 +42,8 @@ type Administration struct {
 	Intake func(ctx context.Context, client string, in broker.Intake) (client.Intake, error)
 	// RotateKey takes the rotation of the client's key one step on.
 	RotateKey func(ctx context.Context, client string, r client.KeyRotation) (client.RotatedKey, error)
+	// Used notes that a body held a secret: its memory is to be cleaned.
+	Used func()
 	// Login begins a person's login; FinishLogin takes what it brought back.
 	Login       func(ctx context.Context, client string, l client.LoginStart) (client.Login, error)
 	FinishLogin func(ctx context.Context, client string, code broker.LoginCode) (client.Outcome, error)

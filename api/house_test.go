@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ type house struct {
 	store    *fake.Store
 	broker   *broker.Broker
 	server   *Server
+	used     atomic.Int64 // bodies that held a secret
 	log      *lockedBuffer
 	http     *http.Client // on the consumer socket
 	stop     func() error // ends the server and waits
@@ -204,6 +206,7 @@ func (h *house) administration() Administration {
 		NewKey: func(_ context.Context, name string, k client.NewKey) (client.Key, error) {
 			return h.asked(name, k)
 		},
+		Used: func() { h.used.Add(1) },
 		Intake: func(_ context.Context, name string, in broker.Intake) (client.Intake, error) {
 			h.mu.Lock()
 			for field, v := range in.Fields {

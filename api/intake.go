@@ -14,9 +14,7 @@ import (
 )
 
 const (
-	maxFields  = 16      // of an intake
 	maxValue   = 8 << 10 // bytes of one field
-	maxField   = 64      // characters of its name
 	intakeForm = `{"fields": {NAME: VALUE}, "accept": true or false}`
 )
 
@@ -29,6 +27,7 @@ func (s *Server) intake(w http.ResponseWriter, r *http.Request, c *access.Caller
 	if err != nil {
 		return err
 	}
+	defer s.cfg.Administration.Used() // whatever becomes of it
 	in, err := parseIntake(body)
 	if err != nil {
 		return err
@@ -57,17 +56,17 @@ func parseIntake(body []byte) (broker.Intake, error) {
 		return none, err
 	}
 	var given map[string]json.RawMessage
-	if raw := m["fields"]; json.Unmarshal(raw, &given) != nil || len(given) == 0 || len(given) > maxFields {
+	if raw := m["fields"]; json.Unmarshal(raw, &given) != nil || len(given) == 0 {
 		wipe(given)
-		return none, invalid("fields is an object with 1 to 16 members")
+		return none, invalid("fields is an object with members")
 	}
 	defer wipe(given)
 	in := broker.Intake{Fields: make(map[string]secret.Secret, len(given)), Accept: accept}
 	for name, raw := range given {
 		value, ok := text(raw)
 		switch {
-		case !fieldName(name):
-			err = invalid("the name of a field has 1 to 64 of the characters a to z and _")
+		case !broker.Brought(name):
+			err = invalid("an intake brings client_id, client_secret and api_key, and nothing else")
 		case !ok || len(value) == 0 || len(value) > maxValue || !utf8.Valid(value):
 			err = invalid("the value of " + name + " is a string of 1 to 8192 bytes")
 		}
@@ -79,10 +78,6 @@ func parseIntake(body []byte) (broker.Intake, error) {
 		in.Fields[name] = secret.New(value)
 	}
 	return in, nil
-}
-
-func fieldName(s string) bool {
-	return len(s) > 0 && len(s) <= maxField && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz_") == ""
 }
 
 func wipeFields(m map[string]secret.Secret) {

@@ -62,13 +62,15 @@ func TestIntakeRefusals(t *testing.T) {
 		{`{"fields":{"api_key":"` + canary + `"}}`, 200, ""},
 		{`{"fields":{"api_key":"` + strings.Repeat("x", 8192) + `"},"accept":false}`, 200, ""},
 		{``, 400, "as JSON"},
-		{`{}`, 400, "1 to 16"},
-		{`{"fields":{}}`, 400, "1 to 16"},
-		{`{"fields":null}`, 400, "1 to 16"},
-		{`{"fields":["` + canary + `"]}`, 400, "1 to 16"},
-		{`{"fields":{` + strings.TrimSuffix(many, ",") + `}}`, 400, "1 to 16"},
-		{`{"fields":{"` + canary + `":"v"}}`, 400, "a to z"},
-		{`{"fields":{"":"` + canary + `"}}`, 400, "a to z"},
+		{`{}`, 400, "object with members"},
+		{`{"fields":{}}`, 400, "object with members"},
+		{`{"fields":null}`, 400, "object with members"},
+		{`{"fields":["` + canary + `"]}`, 400, "object with members"},
+		{`{"fields":{` + strings.TrimSuffix(many, ",") + `}}`, 400, "and nothing else"},
+		{`{"fields":{"` + canary + `":"v"}}`, 400, "and nothing else"},
+		{`{"fields":{"":"` + canary + `"}}`, 400, "and nothing else"},
+		{`{"fields":{"private_key":"` + canary + `"}}`, 400, "and nothing else"},
+		{`{"fields":{"pending_private_key":"` + canary + `"}}`, 400, "and nothing else"},
 		{`{"fields":{"api_key":""}}`, 400, "1 to 8192"},
 		{`{"fields":{"api_key":7}}`, 400, "1 to 8192"},
 		{`{"fields":{"api_key":"` + strings.Repeat("x", 8193) + `"}}`, 400, "1 to 8192"},
@@ -80,12 +82,16 @@ func TestIntakeRefusals(t *testing.T) {
 		if x.body == "" {
 			kind = "text/plain"
 		}
+		used := h.used.Load()
 		h.mu.Lock()
 		h.acts = nil
 		h.mu.Unlock()
 		got := ask(t, c, http.MethodPost, "/v1/clients/vdab/intake", x.body, "Content-Type", kind)
 		if got.status != x.status || !strings.Contains(got.body, x.detail) || strings.Contains(got.body, canary) {
 			t.Errorf("%.80s: %d %s", x.body, got.status, got.body)
+		}
+		if x.body != "" && h.used.Load() == used {
+			t.Errorf("%.80s: nobody was told to clean the memory", x.body)
 		}
 		if recorded := len(h.recorded()) > 0; recorded != (x.status == 200) {
 			t.Errorf("%.80s: recorded: %v", x.body, recorded)

@@ -107,6 +107,7 @@ func (s *Server) finishLogin(w http.ResponseWriter, r *http.Request, c *access.C
 	if err != nil {
 		return err
 	}
+	defer s.cfg.Administration.Used()
 	code, err := parseLoginFinish(body)
 	if err != nil {
 		return err

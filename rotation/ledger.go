@@ -169,16 +169,19 @@ func (l *Ledger) refusedOf(place string) (list []providers.Version) {
 	return list
 }
 
-// lastFailure is when v failed last; zero: not that is known.
-func (l *Ledger) lastFailure(v versionID) (at time.Time) {
+// lastFailure is when v failed last, and how often that is known.
+func (l *Ledger) lastFailure(v versionID) (at time.Time, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, f := range l.d.Failures {
-		if f.Version == v && f.At.After(at) {
-			at = f.At
+		if f.Version == v {
+			n++
+			if f.At.After(at) {
+				at = f.At
+			}
 		}
 	}
-	return at
+	return at, n
 }
 
 // left is how many failures the budget still allows v.

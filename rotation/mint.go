@@ -201,7 +201,7 @@ func (c *Credential) attempt(ctx context.Context, live *Live, r oidc.Request) (o
 // succeeded notes that live has authenticated.
 func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
 	c.mu.Lock()
-	c.issuer = trouble{}
+	c.issuer, c.aside = trouble{}, trouble{}
 	c.mu.Unlock()
 	// If this cannot be written, the intent stays on disk: that costs a part of
 	// the budget after a restart, and no token now.
@@ -233,12 +233,20 @@ func (c *Credential) allowed(now clock.Reading, live *Live) *Error {
 		return c.refusedError(live, f)
 	}
 	b := share(c.cfg.Failures, c.cfg.Hosts)
+	if live.trial { // one failure is kept for what is stored
+		b.limit = max(1, b.limit-1)
+	}
 	if at := c.ledger.exhausted(now.Wall, b, live.id); !at.IsZero() {
-		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall),
-			Detail: fmt.Sprintf("%d authentications failed within %s; to avoid a lock-out the next attempt is at %s", b.limit, b.within, at.UTC().Format(time.RFC3339))}
+		return &Error{Kind: Rejected, Code: "budget", RetryAfter: at.Sub(now.Wall), Detail: fmt.Sprintf(
+			"%d authentications failed within %s; to avoid a lock-out the next attempt is at %s, or after broker retry %s", b.limit, b.within, at.UTC().Format(time.RFC3339), c.cfg.Client)}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if current := c.Current(); current != nil && current.id != live.id {
+		if wait := c.aside.until.Until(now); c.aside.err != nil && wait > 0 {
+			return issuerError(c.aside.err, wait)
+		}
+	}
 	if c.issuer.err != nil {
 		if wait := c.issuer.until.Until(now); wait > 0 {
 			return issuerError(c.issuer.err, wait)
@@ -294,21 +302,42 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 	if err := c.recorded(c.ledger.forget()); err != nil {
 		return err
 	}
+	current := c.Current()
+	served := current == nil || current.id == live.id
 	switch {
+	case e.Kind == oidc.Refused && e.Status != 0 && !served && !live.trial:
+		return c.unfit(live, e)
 	case e.Kind == oidc.Refused && e.Status != 0:
 		return &Error{Kind: RequestRefused, Code: e.Code, Err: err, Detail: fmt.Sprintf("%s (scope %q, audience %q)", e.Error(), r.Scope, r.Audience+r.Resource)}
-	case e.Kind == oidc.Refused && live != c.Current(): // of a candidate, which does not stop what serves
+	case e.Kind == oidc.Refused && !served: // of a candidate, which does not stop what serves
 		return &Error{Kind: Rejected, Code: "unusable", Err: err, Detail: e.Error(), RetryAfter: longestWait}
 	}
 	c.mu.Lock()
-	again := c.issuer.err != nil
-	c.issuer.fail(now, e, e.RetryAfter)
-	wait := c.issuer.until.Until(now)
+	// What the issuer does not take of another bundle says nothing of the one
+	// that serves.
+	t := &c.issuer
+	if !served {
+		t = &c.aside
+	}
+	again := t.err != nil
+	t.fail(now, e, e.RetryAfter)
+	wait := t.until.Until(now)
 	c.mu.Unlock()
 	if !again {
 		c.note(audit.TokenRefused, live.Version, string(e.Kind), map[string]string{"error": e.Error()})
 	}
 	return issuerError(e, wait)
+}
+
+// unfit is for a candidate that the issuer refuses for another reason than its
+// authentication, as a client that may not do what the one before it might: it
+// is not tried again.
+func (c *Credential) unfit(live *Live, e *oidc.Error) error {
+	if err := c.recorded(c.ledger.failed(live.id, c.deps.Clock.Now().Wall, e.Code)); err != nil {
+		return err
+	}
+	c.note(audit.TokenRefused, live.Version, e.Code, live.alarm("the issuer refused this version of the secret: "+e.Error()))
+	return &Error{Kind: Rejected, Code: e.Code, Err: e, Detail: e.Error()}
 }
 
 func issuerError(err error, wait time.Duration) *Error {
@@ -324,7 +353,7 @@ func issuerError(err error, wait time.Duration) *Error {
 func (c *Credential) Retry() error {
 	err := c.recorded(c.ledger.pardon())
 	c.mu.Lock()
-	c.issuer, c.provider = trouble{}, trouble{}
+	c.issuer, c.aside, c.provider = trouble{}, trouble{}, trouble{}
 	c.mu.Unlock()
 	c.Wake()
 	return err

@@ -62,6 +62,7 @@ type Credential struct {
 	provider  trouble
 	back      trouble // of going back to the version that worked last
 	issuer    trouble
+	aside     trouble // of the issuer, with what does not serve
 	state     trouble // of the state directory
 	checked   clock.Reading
 	woken     clock.Reading        // when WakeWithin wants the next look; zero: it does not

@@ -22,8 +22,10 @@ import (
 //     that the version that then comes is installed with this proof.
 
 const (
-	trialPause = time.Minute      // between attempts with the same material
-	trialLife  = 15 * time.Minute // of a proof that waits for its version
+	trialPause  = time.Minute      // after a refusal of the same; it doubles with each
+	trialRest   = time.Hour        // is the longest pause
+	trialPrefix = "try/"           // which no version begins with
+	trialLife   = 15 * time.Minute // of a proof that waits for its version
 )
 
 // proven is a bundle that was proved before it was stored.
@@ -34,8 +36,8 @@ type proven struct {
 }
 
 // Try proves a whole bundle that is not stored yet. name tells it apart from
-// other trials in the state file, and holds nothing secret: two attempts with
-// one name are a minute apart at least. how is mint, refresh or probe; empty
+// other trials in the state file, and holds nothing secret: after a
+// refusal the next attempt with that name waits, a minute at first. how is mint, refresh or probe; empty
 // means that nothing can prove it. A bundle that lacks a required field is
 // proved if it has those that the issuer needs; the API is not asked then.
 // fields stay the caller's.
@@ -57,7 +59,7 @@ func (c *Credential) Try(ctx context.Context, name string, fields map[string]sec
 	if err != nil {
 		return "", err
 	}
-	live := &Live{Version: "(not stored)", Fields: own, id: c.id("try." + providers.Version(name)), trial: true}
+	live := &Live{Version: "(not stored)", Fields: own, id: c.id(trialPrefix + providers.Version(name)), trial: true}
 	proof, err := c.try(ctx, live, lacks == "")
 	if err != nil {
 		wipe(own)
@@ -72,10 +74,11 @@ func (c *Credential) Try(ctx context.Context, name string, fields map[string]sec
 
 func (c *Credential) try(ctx context.Context, live *Live, complete bool) (proof *oidc.Token, err error) {
 	now := c.deps.Clock.Now()
-	if last := c.ledger.lastFailure(live.id); !last.IsZero() {
-		if wait := trialPause - now.Wall.Sub(last); wait > 0 && wait <= trialPause {
+	if last, n := c.ledger.lastFailure(live.id); n > 0 {
+		pause := min(trialPause<<min(n-1, 6), trialRest)
+		if wait := pause - now.Wall.Sub(last); wait > 0 && wait <= pause {
 			return nil, &Error{Kind: Rejected, Code: "pace", RetryAfter: wait,
-				Detail: fmt.Sprintf("the issuer refused this at %s; it is asked again a minute later at the soonest", last.UTC().Format(time.RFC3339))}
+				Detail: fmt.Sprintf("the issuer refused this at %s; it is asked again %s later at the soonest", last.UTC().Format(time.RFC3339), pause)}
 		}
 	}
 	defer func() { err = errors.Join(err, c.ledger.allow(live.id)) }() // a trial's name is no version

@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestTry(t *testing.T) {
 // A trial counts against the budget, waits a minute, and leaves no refused
 // version behind; what serves is not touched.
 func TestTryRefused(t *testing.T) {
-	inBench(t, Config{Failures: 2}, func(b *bench) {
+	inBench(t, Config{Failures: 3}, func(b *bench) {
 		t := b.t
 		if _, err := b.mint(); err != nil {
 			t.Fatal(err)
@@ -76,13 +77,23 @@ func TestTryRefused(t *testing.T) {
 		wantKind(t, err, Rejected)
 		time.Sleep(time.Minute)
 		_, err = b.c.Try(t.Context(), "intake", pair("two"))
+		if e := wantKind(t, err, Rejected); e.Code != "pace" {
+			t.Errorf("code %s, want a longer pause", e.Code)
+		}
+		time.Sleep(time.Minute)
+		_, err = b.c.Try(t.Context(), "intake", pair("two"))
 		if e := wantKind(t, err, Rejected); e.Code != "budget" {
 			t.Errorf("code %s, want the budget", e.Code)
 		}
-		if n := b.issuer.Stats().Refused; n != 2 {
-			t.Errorf("the issuer refused %d times, want 2", n)
+		// One is kept for what is stored.
+		b.set("also wrong")
+		if err := b.c.Check(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		if s := b.c.Status(); len(s.Refused) > 0 || s.Dead || s.Left != 2 {
+		if n := b.issuer.Stats().Refused; n != 3 {
+			t.Errorf("the issuer refused %d times, want two trials and a version", n)
+		}
+		if s := b.c.Status(); len(s.Refused) != 1 || s.Dead || s.Left != 3 {
 			t.Errorf("refused %v, dead %v, %d left for what serves", s.Refused, s.Dead, s.Left)
 		}
 		if _, err := b.mint(); err != nil {
@@ -197,4 +208,48 @@ func (b *bench) ages() (steps string) {
 		steps += e.Code + " "
 	}
 	return steps
+}
+
+// What an issuer does not take of another bundle is no trouble of the one that
+// serves.
+func TestTrialsTroubleIsItsOwn(t *testing.T) {
+	inBench(t, Config{}, func(b *bench) {
+		t := b.t
+		if _, err := b.mint(); err != nil {
+			t.Fatal(err)
+		}
+		b.issuer.Set(fake.Fault{Kind: fake.Unavailable, RetryAfter: time.Hour})
+		_, err := b.c.Try(t.Context(), "intake", pair("two"))
+		wantKind(t, err, Unavailable)
+		b.issuer.Set(fake.Fault{})
+		if _, err := b.mint(); err != nil {
+			t.Errorf("what serves: %v", err)
+		}
+	})
+}
+
+// A candidate that may not do what the one before it might is refused once,
+// and says so.
+func TestUnfitCandidate(t *testing.T) {
+	inBench(t, Config{}, func(b *bench) {
+		t := b.t
+		if _, err := b.mint(); err != nil {
+			t.Fatal(err)
+		}
+		b.set("one")
+		b.issuer.Set(fake.Fault{Kind: fake.Unauthorized})
+		asked := b.issuer.Stats().Requests
+		for range 5 {
+			if err := b.c.Check(t.Context()); err != nil && !errors.Is(err, providers.ErrUnchanged) {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+		if n := b.issuer.Stats().Requests - asked; n != 1 {
+			t.Errorf("it was presented %d times", n)
+		}
+		if s := b.c.Status(); len(s.Refused) != 1 || s.Version != "1" || s.Waiting == "" {
+			t.Errorf("%+v", s)
+		}
+	})
 }

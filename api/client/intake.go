@@ -22,6 +22,9 @@ type Intake struct {
 	// Unprovable says that nothing can prove them, rather than that the issuer
 	// could not be asked.
 	Unprovable bool `json:"unprovable,omitempty"`
+	// Unproved are the changed fields that the proof made no use of: an API
+	// key that no probe is configured for.
+	Unproved []string `json:"unproved,omitempty"`
 	// Changed are the given fields that the secrets manager has with another
 	// value, or not at all.
 	Changed []string `json:"changed,omitempty"`

@@ -31,8 +31,13 @@ func playRotation(ts *testscript.TestScript, _ bool, args []string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, theirs := input(ts, play == "enter")
 	cmd.Stdin = theirs
-	var stdout, said bytes.Buffer
-	cmd.Stdout = &stdout
+	var said bytes.Buffer
+	// A file, not a buffer: what the command has written is there at once.
+	printed := ts.MkAbs("printed")
+	out, err := os.Create(printed)
+	ts.Check(err)
+	defer out.Close()
+	cmd.Stdout = out
 	stderr, err := cmd.StderrPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())
@@ -50,7 +55,7 @@ func playRotation(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(cmd.Process.Signal(syscall.SIGINT))
 	case "enter":
 		i := ts.Value("issuer").(*issuerOf)
-		i.client.Keys = []string{stdout.String()}
+		i.client.Keys = []string{ts.ReadFile(printed)}
 		ts.Check(i.Register(i.client))
 		_, err = io.WriteString(stdin, "\n")
 		ts.Check(err)
@@ -62,7 +67,7 @@ func playRotation(ts *testscript.TestScript, _ bool, args []string) {
 	if errors.As(err, &exit) {
 		got = exit.ExitCode()
 	}
-	text := stdout.String() + said.String()
+	text := ts.ReadFile(printed) + said.String()
 	ts.Check(os.WriteFile(ts.MkAbs("out"), []byte(text), 0o600))
 	ts.Logf("%s", text)
 	if code != fmt.Sprint(got) {

@@ -31,7 +31,7 @@ import (
 func (s *server) administration(metrics prometheus.Gatherer) api.Administration {
 	return api.Administration{
 		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
-		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey, Intake: s.intake, RotateKey: s.rotateKey,
+		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey, Intake: s.intake, Used: s.broker.SecretUsed, RotateKey: s.rotateKey,
 		Login: func(ctx context.Context, name string, l client.LoginStart) (client.Login, error) {
 			return s.broker.StartLogin(ctx, name, l.RedirectURI)
 		},

@@ -27,13 +27,24 @@ type Intake struct {
 	Accept bool                     // store them even unproved
 }
 
+// Brought says whether a field is one that an issuer sends. Keys are made here:
+// nobody brings them.
+func Brought(field string) bool {
+	return slices.Contains([]string{"client_id", "client_secret", "api_key"}, field)
+}
+
 // Intake proves new values of a client's secret, and stores them if there are
 // write credentials for its secrets manager. Kind of the answer is left to the
 // caller.
 func (b *Broker) Intake(ctx context.Context, name string, in Intake) (client.Intake, error) {
+	defer b.SecretUsed()
 	cl := b.clients.Load().byName[name]
 	if cl == nil {
 		return client.Intake{}, noClient(name)
+	}
+	if other := b.hasID(cl, in.Fields["client_id"]); other != "" {
+		return client.Intake{}, &Error{Code: client.InvalidRequest, Detail: "this is the client_id of the client " + other +
+			": a wrong secret would count against it; name that client, or see that the file is the right one"}
 	}
 	b.making.Lock() // another writer is found by Replace
 	defer b.making.Unlock()
@@ -62,7 +73,12 @@ func (b *Broker) Intake(ctx context.Context, name string, in Intake) (client.Int
 		out.Version = out.Replaces
 		return out, nil
 	}
-	how, err := cl.cred.Try(ctx, "intake", merged)
+	var how rotation.Prove
+	out.Unproved = cl.unproved(out.Changed, len(out.Missing) == 0)
+	replaces := slices.ContainsFunc(out.Unproved, func(field string) bool { return !have.Fields[field].Empty() })
+	if len(out.Unproved) < len(out.Changed) || !replaces { // else what works would go for what nothing has shown to work
+		how, err = cl.cred.Try(ctx, "intake", merged)
+	}
 	if out.Unprovable, err = mayStore(how, err, in.Accept); err != nil {
 		return client.Intake{}, err
 	}
@@ -71,6 +87,40 @@ func (b *Broker) Intake(ctx context.Context, name string, in Intake) (client.Int
 		return out, nil
 	}
 	return out, b.storeIntake(ctx, cl, in.Fields, &out)
+}
+
+// hasID names another client of the same issuer that has a client_id, which
+// this one has not; empty: none has.
+func (b *Broker) hasID(cl *cachedClient, id secret.Secret) string {
+	live := cl.cred.Current()
+	if id.Empty() || cl.issuer == nil || live != nil && live.Fields["client_id"].Equal(id) {
+		return ""
+	}
+	all := b.clients.Load()
+	for _, name := range all.names {
+		other := all.byName[name]
+		if other == cl || other.issuer == nil || issuerName(other.cfg.Issuer) != issuerName(cl.cfg.Issuer) {
+			continue
+		}
+		if live := other.cred.Current(); live != nil && live.Fields["client_id"].Equal(id) {
+			return name
+		}
+	}
+	return ""
+}
+
+// unproved are those of the changed fields that a proof does not make use of:
+// a token endpoint sees no API key.
+func (c *cachedClient) unproved(changed []string, complete bool) (list []string) {
+	if c.cfg.Probe != nil && complete {
+		return nil
+	}
+	for _, field := range changed {
+		if c.issuer == nil || !slices.Contains(c.cfg.Issuer.Fields(), field) {
+			list = append(list, field)
+		}
+	}
+	return list
 }
 
 // mayStore judges the outcome of a trial.
@@ -86,7 +136,7 @@ func mayStore(how rotation.Prove, err error, accept bool) (unprovable bool, _ er
 		return true, &Error{Code: client.CredentialsRejected, Detail: "nothing can prove these credentials, and nothing was stored: compare them with what the issuer sent" + byHand}
 	case !errors.As(err, &e):
 		return false, explain(err)
-	case e.Kind == rotation.Rejected || e.Kind == rotation.StateUnwritable:
+	case e.Kind == rotation.StateUnwritable || e.Kind == rotation.Rejected && e.RetryAfter == 0: // judged
 	case accept:
 		return e.Kind == rotation.LoginRequired || e.Kind == rotation.RequestRefused, nil
 	}

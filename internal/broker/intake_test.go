@@ -180,3 +180,51 @@ func TestNewKeyIsWrittenByTheWriter(t *testing.T) {
 		}
 	})
 }
+
+// Whose client_id it is, is looked at before anything is presented.
+func TestIntakeOfAnothersID(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.store.Set("other", map[string]string{"client_id": "another-id", "client_secret": "s", "api_key": "k"})
+		w.edit = func(list []Client) []Client {
+			other := list[0]
+			other.Name, other.Rotation.Spec.Path = "other", "other"
+			list[0].Writer = w.store
+			return append(list, other)
+		}
+		w.restart()
+		for _, name := range []string{"vdab", "other"} {
+			_ = w.b.clients.Load().byName[name].cred.Check(w.t.Context())
+		}
+		asked := w.issuer.Stats().Requests
+		_, err := w.b.Intake(w.t.Context(), "vdab", brought(true, "client_id", "another-id", "client_secret", "wrong"))
+		if e := wantCode(w.t, err, client.InvalidRequest); !strings.Contains(e.Detail, "client other") {
+			w.t.Error(e.Detail)
+		}
+		if n := w.issuer.Stats().Requests - asked; n != 0 {
+			w.t.Errorf("it was presented %d times", n)
+		}
+	})
+}
+
+// A token endpoint sees no API key: one that works does not go for one that
+// nothing has shown to work.
+func TestIntakeOfAKeyThatNothingProves(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.with(func(c *Client) { c.Writer = w.store })
+		w.mustGet()
+		_, err := w.b.Intake(w.t.Context(), "vdab", brought(false, "api_key", "mistyped"))
+		wantCode(w.t, err, client.CredentialsRejected)
+		if v, _ := w.stored(); v != "1" {
+			w.t.Errorf("version %s was stored", v)
+		}
+		w.issuer.SetSecret(theID, "second-secret", true)
+		got, err := w.b.Intake(w.t.Context(), "vdab", brought(false, "client_secret", "second-secret", "api_key", "new"))
+		if err != nil || got.Proved != "mint" || !slices.Equal(got.Unproved, []string{"api_key"}) || got.Version != "2" {
+			w.t.Errorf("%+v, %v", got, err)
+		}
+		got, err = w.b.Intake(w.t.Context(), "vdab", brought(true, "api_key", "newer"))
+		if err != nil || got.Proved != "" || !got.Unprovable || got.Version != "3" {
+			w.t.Errorf("%+v, %v", got, err)
+		}
+	})
+}

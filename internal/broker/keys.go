@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/keys"
@@ -192,6 +194,9 @@ func (c *cachedClient) publicKey(bundle providers.Bundle) (client.Key, error) {
 	}
 	out := client.Key{Client: c.cfg.Name, Version: string(bundle.Version), KeyID: key.KeyID(), Algorithm: key.Algorithm()}
 	if id := plain(bundle.Fields[fieldKeyID]); id != "" {
+		if !printable(id) {
+			return bad(fieldKeyID, errors.New("a name of a key has at most 255 characters, all of which show"))
+		}
 		out.KeyID = id
 	}
 	if stored := bundle.Fields[fieldCertificate]; !stored.Empty() {
@@ -212,6 +217,12 @@ func (c *cachedClient) publicKey(bundle providers.Bundle) (client.Key, error) {
 	}
 	out.JWK, err = key.Public(out.KeyID)
 	return out, err
+}
+
+// printable says whether text of a secrets manager may go to a terminal and into
+// records.
+func printable(s string) bool {
+	return len(s) <= 255 && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func encode(c *x509.Certificate) []byte {

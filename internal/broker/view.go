@@ -168,7 +168,9 @@ func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 		Secret: c.cfg.Rotation.Spec.String(), HasIssuer: c.issuer != nil && !c.issuer.Local()}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()
-		s.PendingKey = plain(live.Fields[pendingKeyID])
+		if id := plain(live.Fields[pendingKeyID]); printable(id) {
+			s.PendingKey = id
+		}
 	}
 	c.state.mu.Lock()
 	if c.state.bad.version == s.Credential.Version {
@@ -250,6 +252,9 @@ func (b *Broker) Rotate(ctx context.Context, name string, r Rotation) (rotation.
 // SecretUses counts reads of secrets and their uses at issuers, before and
 // after each. Whoever cleans memory behind that looks whether it has changed.
 func (b *Broker) SecretUses() uint64 { return b.uses.Load() }
+
+// SecretUsed counts one more, which passed through somebody else's hands.
+func (b *Broker) SecretUsed() { b.uses.Add(1) }
 
 func noClient(name string) error {
 	return &Error{Code: client.NotFound, Detail: "no client is called " + name + "; broker status lists them"}

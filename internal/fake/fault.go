@@ -27,6 +27,7 @@ type FaultKind string
 const (
 	None          FaultKind = ""
 	InvalidClient FaultKind = "401"        // invalid_client, as JSON
+	Unauthorized  FaultKind = "400"        // unauthorized_client, as JSON
 	Forbidden     FaultKind = "403html"    // a firewall's page
 	Unavailable   FaultKind = "503"        // JSON, an error code of no standard
 	Maintenance   FaultKind = "503html"    // a page
@@ -82,6 +83,8 @@ func (f Fault) before(w http.ResponseWriter, r *http.Request) (done bool) {
 
 func (f Fault) answer(w http.ResponseWriter) (done bool) {
 	switch f.Kind {
+	case Unauthorized:
+		refuse(w, http.StatusBadRequest, "unauthorized_client", "")
 	case Forbidden:
 		page(w, http.StatusForbidden, "HPDIA0112E", "Access is blocked by policy. Support ID: 1172839.")
 	case Unavailable:
