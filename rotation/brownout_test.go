@@ -452,7 +452,7 @@ func TestNobodyWaitsForTheCopy(t *testing.T) {
 		if took := time.Since(begin); took > 0 {
 			t.Errorf("100 tokens took %v", took)
 		}
-		time.Sleep(keepTimeout + time.Second)
+		time.Sleep(sealTimeout + time.Second)
 		if st := s.c.Status(); st.KeepErr == nil || !st.Kept.IsZero() {
 			t.Errorf("status: %+v", st)
 		}
@@ -503,6 +503,20 @@ func TestEndIsNoOutage(t *testing.T) {
 		end()
 		if st := s.c.Status(); !st.Degraded.IsZero() {
 			t.Error("a brown-out at the end")
+		}
+	})
+	// And one that ends while the disk hangs ends at once, and complains of nothing.
+	inShelf(t, Config{}, func(s *shelf) {
+		s.copies.SetFault(fake.HangStore)
+		end := s.run()
+		if _, err := s.mint(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		begin := time.Now()
+		end()
+		if st := s.c.Status(); st.KeepErr != nil || time.Since(begin) > 0 {
+			t.Errorf("%v, after %v", st.KeepErr, time.Since(begin))
 		}
 	})
 	// That a caller has no time left is an outage all the same.
