@@ -384,11 +384,11 @@ func (c *Credential) read(ctx context.Context) error {
 	c.deps.Uses.Add(1)
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
+		if live == nil {
+			c.brownOut(ctx, err) // before anybody can see that there is nothing else
+		}
 		c.readFailed(now, err)
 		c.withdraw(ctx, err)
-		if live == nil {
-			c.brownOut(ctx, err)
-		}
 		return err
 	}
 	c.mu.Lock()
