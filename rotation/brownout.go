@@ -28,6 +28,7 @@ const (
 	defaultKeepFor = 24 * time.Hour
 	resealAfter    = time.Hour // or sooner, if KeepFor is short
 	keepTimeout    = 5 * time.Second
+	sealTimeout    = time.Minute     // nobody waits, and at the start of many clients many are sealed
 	startPatience  = 5 * time.Second // with a secrets manager that hangs, before the copy is looked at
 	futureSlack    = 5 * time.Minute // of clocks, between two starts
 	keepFormat     = "1"
@@ -150,13 +151,12 @@ func (c *Credential) patience(ctx context.Context) (context.Context, context.Can
 	return context.WithTimeout(ctx, startPatience)
 }
 
-// keeper calls the Keeper, in turn and with a time of its own: that of the
-// secrets manager may be over.
-func (c *Credential) keeper(ctx context.Context, call func(ctx context.Context, copies Keeper, ref providers.Ref)) {
+// keeper calls the Keeper, in turn.
+func (c *Credential) keeper(ctx context.Context, timeout time.Duration, call func(ctx context.Context, copies Keeper, ref providers.Ref)) {
 	if c.deps.Keeper == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keepTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if c.keeping.take(ctx) != nil {
 		return // another call hangs, and says so
@@ -185,15 +185,18 @@ func (c *Credential) keep(ctx context.Context) {
 	if live == nil || !c.unkept(live) || !c.good(live) {
 		return
 	}
-	c.keeper(ctx, func(ctx context.Context, copies Keeper, ref providers.Ref) {
+	c.keeper(ctx, sealTimeout, func(ctx context.Context, copies Keeper, ref providers.Ref) {
 		now := c.deps.Clock.Now()
 		c.mu.Lock()
 		checked, answers := c.checked, c.provider.err == nil && !c.checked.IsZero()
 		c.mu.Unlock()
-		if !answers || ctx.Err() != nil {
+		if !answers {
 			return
 		}
 		err := c.seal(ctx, copies, ref, live, checked.Wall)
+		if errors.Is(ctx.Err(), context.Canceled) { // the process ends
+			return
+		}
 		c.mu.Lock()
 		told := c.kept.err != nil
 		if err == nil {
@@ -244,7 +247,8 @@ func (c *Credential) noteKeeping(told bool, err error) {
 	}
 }
 
-// withdraw takes the copy away when the manager says that the secret is gone.
+// withdraw takes the copy away when the manager says that the secret is gone. It
+// has a time of its own: that of the question may be over.
 func (c *Credential) withdraw(ctx context.Context, why error) {
 	switch providers.KindOf(why) {
 	case providers.NotFound, providers.Deleted, providers.Disabled, providers.Expired:
@@ -258,7 +262,7 @@ func (c *Credential) withdraw(ctx context.Context, why error) {
 	if removed {
 		return
 	}
-	c.keeper(ctx, func(ctx context.Context, copies Keeper, ref providers.Ref) {
+	c.keeper(context.WithoutCancel(ctx), keepTimeout, func(ctx context.Context, copies Keeper, ref providers.Ref) {
 		err := copies.Remove(ctx, ref)
 		none := providers.KindOf(err) == providers.NotFound
 		c.mu.Lock()
@@ -279,12 +283,13 @@ func (c *Credential) withdraw(ctx context.Context, why error) {
 	})
 }
 
-// brownOut installs the copy, because the manager does not answer.
+// brownOut installs the copy, because the manager does not answer. It has a time
+// of its own, as withdraw.
 func (c *Credential) brownOut(ctx context.Context, down error) {
 	if !outage(down) || errors.Is(ctx.Err(), context.Canceled) { // the process ends
 		return
 	}
-	c.keeper(ctx, func(ctx context.Context, copies Keeper, ref providers.Ref) {
+	c.keeper(context.WithoutCancel(ctx), keepTimeout, func(ctx context.Context, copies Keeper, ref providers.Ref) {
 		b, err := copies.Fetch(ctx, ref, "")
 		if providers.KindOf(err) == providers.NotFound {
 			return

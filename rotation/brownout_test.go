@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,7 @@ import (
 type shelf struct {
 	*bench
 	copies *fake.Store
-	skew   time.Duration
+	skew   atomic.Int64 // of the wall clock
 	cfg    Config
 }
 
@@ -30,9 +31,10 @@ func inShelf(t *testing.T, cfg Config, f func(s *shelf)) {
 	t.Helper()
 	inBench(t, cfg, func(b *bench) {
 		s := &shelf{bench: b, copies: fake.NewStore(), cfg: cfg}
-		b.clock.Skew = func() time.Duration { return s.skew }
+		b.stop()
+		b.clock.Skew = func() time.Duration { return time.Duration(s.skew.Load()) }
 		b.keeper = s.copies
-		b.restart(cfg)
+		b.start(cfg)
 		f(s)
 	})
 }
@@ -366,8 +368,8 @@ func TestCopiesThatAreRefused(t *testing.T) {
 		{"a second before its time", Config{}, func(*shelf) { time.Sleep(23*time.Hour - time.Second) }, ""},
 		{"too old", Config{}, func(*shelf) { time.Sleep(23 * time.Hour) }, "too old, from"},
 		{"too old for what is configured now", Config{KeepFor: time.Hour}, func(*shelf) {}, "too old, from"},
-		{"a clock behind", Config{}, func(s *shelf) { s.skew = -time.Hour - 4*time.Minute }, ""},
-		{"a clock far behind", Config{}, func(s *shelf) { s.skew = -time.Hour - 6*time.Minute }, "check the clock"},
+		{"a clock behind", Config{}, func(s *shelf) { s.skew.Store(int64(-time.Hour - 4*time.Minute)) }, ""},
+		{"a clock far behind", Config{}, func(s *shelf) { s.skew.Store(int64(-time.Hour - 6*time.Minute)) }, "check the clock"},
 		{"no date", Config{}, func(s *shelf) { s.alter(keptConfirmed, "") }, "too old"},
 		{"another format", Config{}, func(s *shelf) { s.alter(keptFormat, "2") }, "another version of the broker"},
 		{"another place", Config{Spec: providers.Spec{Ref: providers.Ref{Path: "other"}}}, func(*shelf) {}, "another configuration"},
@@ -412,7 +414,7 @@ func TestCopyRunsOut(t *testing.T) {
 			end := s.run()
 			defer func() { end() }()
 			s.wantServed()
-			s.skew = jump
+			s.skew.Store(int64(jump))
 			time.Sleep(23*time.Hour - time.Minute)
 			s.wantServed()
 			time.Sleep(time.Minute)
@@ -427,9 +429,9 @@ func TestCopyRunsOut(t *testing.T) {
 	}
 	filled(t, Config{}, func(s *shelf) {
 		s.wantServed()
-		s.skew = 24 * time.Hour
+		s.skew.Store(int64(24 * time.Hour))
 		s.wantWithheld("could serve until")
-		s.skew = 0
+		s.skew.Store(int64(0))
 		s.wantServed()
 	})
 }
@@ -452,7 +454,7 @@ func TestNobodyWaitsForTheCopy(t *testing.T) {
 		if took := time.Since(begin); took > 0 {
 			t.Errorf("100 tokens took %v", took)
 		}
-		time.Sleep(keepTimeout + time.Second)
+		time.Sleep(sealTimeout + time.Second)
 		if st := s.c.Status(); st.KeepErr == nil || !st.Kept.IsZero() {
 			t.Errorf("status: %+v", st)
 		}
@@ -478,6 +480,14 @@ func TestNobodyWaitsForTheCopy(t *testing.T) {
 	})
 }
 
+// slowKeeper takes its time.
+type slowKeeper struct{ *fake.Store }
+
+func (k slowKeeper) Fetch(ctx context.Context, ref providers.Ref, have providers.Version) (providers.Bundle, error) {
+	time.Sleep(time.Second)
+	return k.Store.Fetch(ctx, ref, have)
+}
+
 // With a manager that hangs, those who come while it is waited for wait for it
 // once.
 func TestStartWithAManagerThatHangs(t *testing.T) {
@@ -492,6 +502,15 @@ func TestStartWithAManagerThatHangs(t *testing.T) {
 		}
 		end()
 	})
+	// Nor does anybody get an error while the copy is read.
+	filled(t, Config{}, func(s *shelf) {
+		s.keeper = slowKeeper{s.copies}
+		s.restart(Config{})
+		end := s.run()
+		synctest.Wait()
+		s.wantServed()
+		end()
+	})
 }
 
 // A process that ends begins no brown-out.
@@ -503,6 +522,20 @@ func TestEndIsNoOutage(t *testing.T) {
 		end()
 		if st := s.c.Status(); !st.Degraded.IsZero() {
 			t.Error("a brown-out at the end")
+		}
+	})
+	// And one that ends while the disk hangs ends at once, and complains of nothing.
+	inShelf(t, Config{}, func(s *shelf) {
+		s.copies.SetFault(fake.HangStore)
+		end := s.run()
+		if _, err := s.mint(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		begin := time.Now()
+		end()
+		if st := s.c.Status(); st.KeepErr != nil || time.Since(begin) > 0 {
+			t.Errorf("%v, after %v", st.KeepErr, time.Since(begin))
 		}
 	})
 	// That a caller has no time left is an outage all the same.

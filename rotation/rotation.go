@@ -12,7 +12,9 @@
 // the first mint proves it. A candidate that cannot be proved because the
 // issuer does not answer stays one. A refused version is remembered on disk
 // and not tried again until the manager has another or an administrator says
-// so. Whatever happens to a candidate, the current bundle serves on.
+// so. Whatever happens to a candidate, the current bundle serves on. A process
+// that starts while the manager is down may begin with a sealed copy of what
+// worked before, and lives by it until the manager answers: see brownout.go.
 //
 // A client that a person logs in (authorization_code) has a refresh token
 // beside its bundle, with a life of its own:
@@ -383,11 +385,11 @@ func (c *Credential) read(ctx context.Context) error {
 	c.deps.Uses.Add(1)
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
+		if live == nil {
+			c.brownOut(ctx, err) // before anybody can see that there is nothing else
+		}
 		c.readFailed(now, err)
 		c.withdraw(ctx, err)
-		if live == nil {
-			c.brownOut(ctx, err)
-		}
 		return err
 	}
 	c.mu.Lock()

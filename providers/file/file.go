@@ -35,6 +35,8 @@ type store struct {
 	c   Config
 	clk clock.Clock
 
+	writing chan struct{} // full while somebody writes
+
 	mu   sync.Mutex
 	seen map[string]seen // by file name
 }
@@ -61,7 +63,7 @@ func Open(c Config, clk clock.Clock) (providers.Provider, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	return &store{c: c, clk: clk, seen: map[string]seen{}}, nil
+	return &store{c: c, clk: clk, writing: make(chan struct{}, 1), seen: map[string]seen{}}, nil
 }
 
 // Close has nothing to end.

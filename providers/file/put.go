@@ -48,7 +48,7 @@ func (s *store) remove(ctx context.Context, ref providers.Ref) error {
 		return err
 	}
 	defer dir.Close()
-	unlock, err := lock(ctx, dir)
+	unlock, err := s.lock(ctx, dir)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (s *store) put(ctx context.Context, ref providers.Ref, fields map[string]se
 		return "", err
 	}
 	defer dir.Close()
-	unlock, err := lock(ctx, dir)
+	unlock, err := s.lock(ctx, dir)
 	if err != nil {
 		return "", err
 	}
@@ -155,6 +155,22 @@ func (s *store) recipients(ctx context.Context) ([]age.Recipient, error) {
 		return nil, &providers.Error{Kind: providers.Unsupported, Message: "no recipient follows from the identity", Hint: "set recipients_file"}
 	}
 	return to, nil
+}
+
+// lock lets one write after another: in this process in their order, since
+// those who wait for the file's lock overtake each other.
+func (s *store) lock(ctx context.Context, dir *os.Root) (unlock func(), err error) {
+	select {
+	case s.writing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, &providers.Error{Kind: providers.Unavailable, Message: "others write into the store", Err: ctx.Err()}
+	}
+	release, err := lock(ctx, dir)
+	if err != nil {
+		<-s.writing
+		return nil, err
+	}
+	return func() { release(); <-s.writing }, nil
 }
 
 // lock takes the store's lock, of which other processes know too.

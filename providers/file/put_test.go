@@ -90,6 +90,11 @@ func TestPutWaitsForTheLockAsLongAsItMay(t *testing.T) {
 	_, err = w.Put(ctx, m.Ref("app"), nil, "")
 	wantKind(t, err, providers.Unavailable, "lock")
 	unlock()
+	// Within the process they queue before that.
+	w.(*store).writing <- struct{}{}
+	_, err = w.Put(ctx, m.Ref("app"), nil, "")
+	wantKind(t, err, providers.Unavailable, "others write")
+	<-w.(*store).writing
 	if _, err := w.Put(t.Context(), m.Ref("app"), nil, ""); err != nil {
 		t.Error(err)
 	}
