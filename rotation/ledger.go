@@ -60,6 +60,9 @@ type entries struct {
 	Intent *intent `json:"intent,omitempty"`
 	// Aged is the version of which an age was recorded last, and which.
 	Aged aged `json:"aged,omitzero"`
+	// Since is when the credential of the current version was made, if an older
+	// version had it already.
+	Since since `json:"since,omitzero"`
 	// Interrupted is the refresh token in whose use the process died. It is
 	// tried once more.
 	Interrupted versionID `json:"interrupted,omitempty"`
@@ -68,6 +71,11 @@ type entries struct {
 type refusal struct {
 	At   time.Time `json:"at"`
 	Code string    `json:"code"`
+}
+
+type since struct {
+	Version versionID `json:"version"`
+	At      time.Time `json:"at"`
 }
 
 type aged struct {
@@ -189,6 +197,20 @@ func (l *Ledger) left(now time.Time, b budget, v versionID) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return max(0, b.limit-len(l.d.recent(now, b, v)))
+}
+
+// since is when the credential of a version was made, if that was before it.
+func (l *Ledger) since(v versionID) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.d.Since.Version != v {
+		return time.Time{}
+	}
+	return l.d.Since.At
+}
+
+func (l *Ledger) olderThan(v versionID, at time.Time) error {
+	return l.change(func(d *entries) { d.Since = since{v, at} })
 }
 
 // ages notes that a version has reached a step of its age; false: it was noted,

@@ -13,22 +13,8 @@ import (
 	"credentialbroker/providers"
 )
 
-// The life of a version, as a table. What the secrets manager has, and does
-// not serve, is the candidate; the first line that fits says what becomes of it
-// now. Whatever it is, what serves goes on serving.
-//
-//	if the candidate                          then it is
-//	lacks a field                             held: an alarm, once
-//	was proved before it was stored           installed with that proof
-//	is the first of this process              installed: the first mint proves it, or falls back
-//	was refused                               held, until another version or broker retry
-//	is settling, or other hosts have a turn   held until then
-//	cannot be proved, and nobody accepts that held, until broker rotate --accept
-//	cannot be proved                          installed
-//	is anything else                          proved: installed with its proof, or refused for good,
-//	                                          or held until the issuer can be asked
-//
-// [Credential.rules] is this table.
+// A rule is one line of the table in the package's documentation: the life of a
+// version.
 type rule struct {
 	fits bool
 	then func() error
@@ -168,6 +154,7 @@ func (c *Credential) replace(cand *candidate, proof *oidc.Token, copied brown) {
 	b := cand.bundle
 	live := &Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
 		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)}
+	live.Created = c.since(live)
 	how, minted := "unproved", proof != nil && !c.deps.Issuer.Local()
 	c.mu.Lock()
 	proven := c.proven != nil && sameFields(c.proven.fields, live.Fields)

@@ -2,19 +2,31 @@
 // failed authentications, and how the next version is found, proved and
 // installed.
 //
-// A bundle moves in one direction:
+// A bundle moves in one direction: read, candidate, current, retired. What the
+// secrets manager has, and does not serve, is the candidate; the first line
+// that fits says what becomes of it now. Whatever it is, what serves goes on
+// serving. Credential.rules is this table.
 //
-//	read ──(gathered: settle)──> candidate ──(proved)──> current ──> retired
-//	                                 │
-//	                                 └──(the issuer says invalid_client)──> refused
+//	if the candidate                          then it is
+//	lacks a field                             held: an alarm, once
+//	was proved before it was stored           installed with that proof
+//	is the first of this process              installed: the first mint proves it, or falls back
+//	was refused                               held, until another version or broker retry
+//	is settling, or other hosts have a turn   held until then
+//	cannot be proved, and nobody accepts that held, until broker rotate --accept
+//	cannot be proved                          installed
+//	is anything else                          proved: installed with its proof, or refused for good,
+//	                                          or held until the issuer can be asked
 //
-// The first bundle of a process has nothing to replace and is current at once;
-// the first mint proves it. A candidate that cannot be proved because the
-// issuer does not answer stays one. A refused version is remembered on disk
-// and not tried again until the manager has another or an administrator says
-// so. Whatever happens to a candidate, the current bundle serves on. A process
-// that starts while the manager is down may begin with a sealed copy of what
-// worked before, and lives by it until the manager answers: see brownout.go.
+// and what becomes of the current one:
+//
+//	if                                        then
+//	the issuer refuses it                     the manager is asked for a newer one at once; if there is
+//	                                          none, the version that worked last serves
+//	an administrator pins a version           that is read, proved and installed; newer ones are not read
+//	the manager is down at the start          its sealed copy serves, if there is one that is young enough
+//	the manager says that it has ended        it serves no more from that moment
+//	another is installed                      it is wiped when the last token that it minted is gone
 //
 // A client that a person logs in (authorization_code) has a refresh token
 // beside its bundle, with a life of its own:

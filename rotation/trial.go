@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -175,29 +174,4 @@ func (l *Live) alarm(text string) map[string]string {
 		return map[string]string{"trial": "what is not stored yet was tried"}
 	}
 	return map[string]string{"alarm": text}
-}
-
-// noteAge records once for each version that it is to be replaced soon, from
-// 80 % of its age on, and once that it is overdue.
-func (c *Credential) noteAge() {
-	live := c.Current()
-	if live == nil || live.Created.IsZero() || c.cfg.MaxAge <= 0 {
-		return
-	}
-	age, step := c.deps.Clock.Now().Wall.Sub(live.Created), ""
-	switch {
-	case age >= c.cfg.MaxAge:
-		step = "overdue"
-	case age >= c.cfg.MaxAge-c.cfg.MaxAge/5:
-		step = "due"
-	}
-	if step == "" || !c.ledger.ages(live.id, step) {
-		return
-	}
-	due := live.Created.Add(c.cfg.MaxAge).UTC().Format(time.RFC3339)
-	detail := map[string]string{"due": due}
-	if step == "overdue" {
-		detail["alarm"] = "version " + string(live.Version) + " of the secret is older than its max_age, since " + due
-	}
-	c.note(audit.SecretAge, live.Version, step, detail)
 }

@@ -3,11 +3,9 @@ package rotation
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/fake"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -152,62 +150,6 @@ func TestTryIsBounded(t *testing.T) {
 			t.Error("a proof of long ago was used")
 		}
 	})
-}
-
-// dated is a manager that says when a version was made.
-type dated struct {
-	*fake.Store
-	made time.Time
-}
-
-func (d dated) Fetch(ctx context.Context, r providers.Ref, have providers.Version) (providers.Bundle, error) {
-	b, err := d.Store.Fetch(ctx, r, have)
-	b.Created = d.made
-	return b, err
-}
-
-// Each step of a version's age is recorded once, also over restarts.
-func TestAgeIsRecordedOnce(t *testing.T) {
-	cfg := Config{MaxAge: 100 * time.Hour}
-	inBench(t, cfg, func(b *bench) {
-		t := b.t
-		made := b.clock.Now().Wall
-		for _, want := range []struct {
-			after time.Duration
-			steps string
-		}{{79 * time.Hour, ""}, {81 * time.Hour, "due "}, {99 * time.Hour, "due "}, {101 * time.Hour, "due overdue "}, {200 * time.Hour, "due overdue "}} {
-			time.Sleep(time.Until(made.Add(want.after)))
-			b.restart(cfg)
-			b.c.deps.Provider = dated{b.store, made}
-			for range 2 {
-				if err := b.c.Check(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if got := b.ages(); got != want.steps {
-				t.Errorf("after %s: %q is recorded, want %q", want.after, got, want.steps)
-			}
-		}
-	})
-}
-
-// ages are the steps of age in the audit log; what is overdue is an alarm.
-func (b *bench) ages() (steps string) {
-	b.t.Helper()
-	time.Sleep(time.Minute) // until they are written
-	for e, err := range audit.Read(filepath.Join(b.dir, "audit"), 0) {
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		if e.Type != audit.SecretAge {
-			continue
-		}
-		if (e.Detail["alarm"] != "") != (e.Code == "overdue") {
-			b.t.Errorf("%s: alarm %q", e.Code, e.Detail["alarm"])
-		}
-		steps += e.Code + " "
-	}
-	return steps
 }
 
 // What an issuer does not take of another bundle is no trouble of the one that

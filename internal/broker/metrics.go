@@ -108,6 +108,7 @@ func gauges(desc func(name, help string) *prometheus.Desc) []gauge {
 		number("secret_refused_versions", "Versions that the issuer has refused, which are not tried again.", func(s *ClientStatus) int { return len(s.Credential.Refused) }),
 		truth("secret_waiting", "Whether a new version waits to be installed.", func(s *ClientStatus) bool { return s.Credential.Candidate != "" }),
 		truth("secret_pinned", "Whether an administrator has pinned a version: newer ones are not looked at.", func(s *ClientStatus) bool { return s.Credential.Pinned != "" }),
+		truth("key_pending", "Whether a new key waits for the issuer.", func(s *ClientStatus) bool { return s.PendingKey != "" }),
 		moment("secret_installed_timestamp_seconds", "When the version that serves was installed in this process.", func(s *ClientStatus) time.Time { return s.Credential.Installed }),
 		{desc("secret_age_seconds", "Age of the version that serves, by the secrets manager's word."), func(s *ClientStatus, now time.Time) (float64, bool) {
 			return now.Sub(s.Credential.Created).Seconds(), !s.Credential.Created.IsZero()
