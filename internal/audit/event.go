@@ -54,6 +54,9 @@ const (
 	TokenRepeats  Type = "token.repeats"  // Count further hand-overs of it to the same process, since First
 	KeyHandover   Type = "key.handover"   // an API key left for a process
 	AccessDenied  Type = "access.denied"  // a process asked for what no allow entry gives it
+	// AccessQuarantined is for a process that would be allowed.
+	AccessQuarantined Type = "access.quarantined" // a process asked for a client that is quarantined, and got nothing
+
 	TokenMinted   Type = "token.minted"   // the issuer gave a token
 	TokenRefused  Type = "token.refused"  // the issuer refused to give one
 	TokenRejected Type = "token.rejected" // a consumer says that the API refused its token or key
