@@ -78,6 +78,9 @@ const (
 	DaemonStart   Type = "daemon.start"   // the daemon came up
 	DaemonStop    Type = "daemon.stop"    // it went down in good order; a start without one before it followed a crash
 
+	IncidentRecorded Type = "incident.recorded" // a leak, or the suspicion of one, was declared, reported anew, released or closed: Code
+	IncidentAlarm    Type = "incident.alarm"    // about an incident somebody has to do something: Code
+
 	ClockJumped Type = "clock.jumped" // the wall clock was set, or the machine slept: by how much
 
 	LogSegment Type = "audit.segment" // the first entry of each file: format version, log, host

@@ -23,7 +23,7 @@ func owasp() map[string][]Type {
 		"5 whether an expired secret was used again":               {TokenRejected, TokenRefused},
 		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied},
 		"7 when the secret was updated, and by whom":               {BundleInstalled, BundleRefused, BundleKept},
-		"8 administrative actions, and possible acts of operators": {AdminAct, ConfigLoaded, ConfigRefused, ConfigWidened, DaemonStart, DaemonStop},
+		"8 administrative actions, and possible acts of operators": {AdminAct, ConfigLoaded, ConfigRefused, ConfigWidened, DaemonStart, DaemonStop, IncidentRecorded, IncidentAlarm},
 	}
 }
 

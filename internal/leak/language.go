@@ -48,6 +48,10 @@ func (l Language) orWord(t time.Time, word string) string {
 	return l.when(t)
 }
 
+// Word translates a code of an incident: a step, an outcome, a credential.
+// What it does not know stays as it is.
+func (l Language) Word(code string) string { return l.word(code) }
+
 // word translates a code; what it does not know stays as it is.
 func (l Language) word(code string) string {
 	words, ok := map[string][2]string{

@@ -50,6 +50,9 @@ type Incident struct {
 	// Clients are the names of all clients that share the bundle, the
 	// declared one first.
 	Clients []string `json:"clients"`
+	// Versions are the secrets manager's names of what has leaked, by client.
+	// A client that is not in it had none in use.
+	Versions map[string]string `json:"versions,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
 	// KeyID identifies a key (a kid, a version), and is never the key.
@@ -156,7 +159,7 @@ type Issuer struct {
 // Organisation is named in reports.
 type Organisation struct {
 	// Name is the organisation's, as registered.
-	Name string `yaml:"name" json:"name"`
+	Name string `yaml:"name" json:"name" check:"required"`
 	// KBO is its number in the Belgian register of enterprises. Missing: left
 	// out.
 	KBO string `yaml:"kbo" json:"kbo,omitempty"`
@@ -166,8 +169,9 @@ type Organisation struct {
 type Action struct {
 	At time.Time `json:"at"`
 	// What is one of the codes quarantine, end_streams, remove_files,
-	// stop_children, revoke_tokens, rotate, install_version, release,
-	// merge_evidence; another is shown as it is.
+	// stop_children, revoke_tokens, trace_tokens, rotate, install_version,
+	// release, remind, report, deliver, merge_evidence; another is shown as it
+	// is.
 	What    string  `json:"what"`
 	Outcome Outcome `json:"outcome"`
 	// Detail is one line that needs no translation: a count, a version. The

@@ -81,7 +81,7 @@ type item struct {
 // starts nothing.
 func OpenOutbox(dir, host string, relays []Relay, c clock.Clock) (*Outbox, error) {
 	o := &Outbox{clock: c, helo: host, store: store{dir: dir}, wake: make(chan struct{}, 1), items: map[string]*item{},
-		dial: func(ctx context.Context, r Relay) (net.Conn, error) { return r.Dial(ctx, r.addr()) }}
+		dial: func(ctx context.Context, r Relay) (net.Conn, error) { return r.Dial(ctx, r.Address()) }}
 	if err := o.SetRelays(relays); err != nil {
 		return nil, err
 	}

@@ -561,8 +561,8 @@ func TestRelays(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || c.relay.addr() != c.addr {
-			t.Errorf("%+v: %s, %v", c.relay, c.relay.addr(), err)
+		if err != nil || c.relay.Address() != c.addr {
+			t.Errorf("%+v: %s, %v", c.relay, c.relay.Address(), err)
 		}
 	}
 }

@@ -62,7 +62,8 @@ func loopback(host string) bool {
 
 func (r Relay) implicit() bool { return r.TLS == "implicit" || r.TLS == "" && r.Port == 465 }
 
-func (r Relay) addr() string {
+// Address is host:port.
+func (r Relay) Address() string {
 	port := r.Port
 	if port == 0 {
 		port = 587
@@ -187,7 +188,7 @@ func (o *Outbox) deliver(ctx context.Context, r *relay, m *Message) (*session, A
 // open goes as far as the login. The attempt says accepted if it got there.
 func (o *Outbox) open(ctx context.Context, r *relay) (*session, Attempt) {
 	now := o.clock.Now()
-	a := Attempt{At: now.Wall.UTC().Truncate(time.Second), Relay: r.addr(), Result: Temporary, Stage: "connect"}
+	a := Attempt{At: now.Wall.UTC().Truncate(time.Second), Relay: r.Address(), Result: Temporary, Stage: "connect"}
 	o.mu.Lock()
 	waits := !r.refused.IsZero() && r.refused.Until(now) > 0
 	o.mu.Unlock()
