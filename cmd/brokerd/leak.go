@@ -184,11 +184,7 @@ func (m *incidentMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.inciden
 
 // Collect implements prometheus.Collector.
 func (m *incidentMetrics) Collect(ch chan<- prometheus.Metric) {
-	open, counts, mails := m.s.response.Summaries()
-	mails["late"] = 0
-	for _, i := range open {
-		mails["late"] += i.Undelivered
-	}
+	_, counts, mails := m.s.response.Summaries()
 	for desc, values := range map[*prometheus.Desc]map[string]int{m.incidents: counts, m.mails: mails} {
 		for _, state := range slices.Sorted(maps.Keys(values)) {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(values[state]), state)

@@ -170,7 +170,7 @@ type Action struct {
 	At time.Time `json:"at"`
 	// What is one of the codes quarantine, end_streams, remove_files,
 	// stop_children, revoke_tokens, trace_tokens, rotate, install_version,
-	// release, remind, report, deliver, merge_evidence; another is shown as it
+	// release, remind, record, deliver, merge_evidence; another is shown as it
 	// is.
 	What    string  `json:"what"`
 	Outcome Outcome `json:"outcome"`

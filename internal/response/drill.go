@@ -86,7 +86,7 @@ func (r *Responder) endDrill(i *leak.Incident, change func(string, func(*leak.In
 	}
 	change("closed", func(i *leak.Incident) error {
 		outcome(i, "deliver", leak.Done, took.String(), r.now())
-		i.State = leak.Closed
+		i.State, i.Closing = leak.Closed, &leak.Closing{At: r.now(), OldRefused: true} // nothing had leaked
 		return nil
 	})
 }

@@ -145,6 +145,7 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.IncidentClose) (client.Incident, error) {
 	closed, err := r.change(i.ID, func(i *leak.Incident) error {
 		i.State, i.NextUpdate = leak.Closed, time.Time{}
+		i.Closing = &leak.Closing{At: r.now(), By: declarer(who, how.As), OldRefused: true} // nothing is left to refuse
 		i.Revise(r.now(), how.OldStillValid, true)
 		return nil
 	})

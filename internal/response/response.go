@@ -31,7 +31,7 @@ import (
 // called from many goroutines.
 type Responder struct {
 	o    Options
-	book *leak.Book
+	book book
 
 	opened chan struct{} // closed when there is an outbox
 
@@ -106,11 +106,11 @@ const (
 
 // New opens the incidents. It starts nothing.
 func New(o Options, c Config) (*Responder, error) {
-	book, err := leak.OpenBook(filepath.Join(o.Dir, "incidents"), o.Host, o.Clock)
+	records, err := leak.OpenBook(filepath.Join(o.Dir, "incidents"), o.Host, o.Clock)
 	if err != nil {
 		return nil, err
 	}
-	r := &Responder{o: o, book: book, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
+	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
 		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
 	return r, r.SetConfig(c)
 }

@@ -44,10 +44,11 @@ type Summary struct {
 }
 
 // Summaries are the incidents that are not closed; counts are of all, by their
-// state; mails are those of the outbox, by theirs.
+// state; mails are those of the outbox, by theirs, and late: those of them that
+// should have been taken by now.
 func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
-	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0}
+	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
 	for _, d := range r.deliveries("") {
 		mails[string(d.State)]++
 	}
@@ -60,6 +61,7 @@ func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 		}
 		for _, d := range r.outbox.Undelivered(after) {
 			late[d.Incident]++
+			mails["late"]++
 		}
 	}
 	r.mu.Unlock()
