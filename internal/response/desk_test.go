@@ -147,13 +147,17 @@ func inDesk(t *testing.T, f func(d *desk)) {
 		}
 		d.down = &gate{rt: d.issuer.RoundTripper()}
 		d.secret(theSecret)
-		d.config = Config{Sender: leak.Sender{Organisation: leak.Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, Name: "Wachtdienst", Phone: "+32 2 000 00 00",
-			From: "broker@corp.example", ReplyTo: "duty@corp.example"}, Relays: []leak.Relay{{Host: "127.0.0.1", Port: rel.port, TLS: "none"}}, CopyTo: []string{"security@corp.example"},
-			Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production"}}}
+		d.config = testConfig(rel.port)
 		d.start()
 		defer func() { d.stop() }()
 		f(d)
 	})
+}
+
+func testConfig(port uint16) Config {
+	return Config{Sender: leak.Sender{Organisation: leak.Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, Name: "Wachtdienst", Phone: "+32 2 000 00 00",
+		From: "broker@corp.example", ReplyTo: "duty@corp.example"}, Relays: []leak.Relay{{Host: "127.0.0.1", Port: port, TLS: "none"}}, CopyTo: []string{"security@corp.example"},
+		Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production"}}}
 }
 
 // secret stores a new version with that client secret.
@@ -306,27 +310,37 @@ func (d *desk) nothingSecret(g *broker.Grant) {
 // self is this process as the kernel sees it through a real socket.
 func self(t testing.TB) *access.Caller {
 	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	c, end, err := selfAs()
 	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(end)
+	return c
+}
+
+func selfAs() (c *access.Caller, end func(), err error) {
+	dir, err := os.MkdirTemp("", "self-")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
+	if err != nil {
+		return nil, nil, err
 	}
 	defer l.Close()
 	mine, err := net.DialUnix("unix", nil, l.Addr().(*net.UnixAddr))
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	defer mine.Close()
 	conn, err := l.AcceptUnix()
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	defer conn.Close()
-	c, err := access.Identify(conn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return c
+	c, err = access.Identify(conn)
+	return c, func() { _ = c.Close() }, err
 }
 
 // gate is a network that can be cut, or hang.
