@@ -49,7 +49,8 @@ func (r *Responder) due(i *leak.Incident) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, tried := r.tried[i.ID]
-	if r.busy[i.ID] || !open && !i.Unqueued() || tried && at.Until(r.o.Clock.Now()) > 0 && !(fresh && !open) {
+	waits := tried && at.Until(r.o.Clock.Now()) > 0 && (open || !fresh)
+	if r.busy[i.ID] || waits || !open && !i.Unqueued() {
 		return false
 	}
 	r.busy[i.ID] = true

@@ -156,7 +156,14 @@ func TestSlowIssuer(t *testing.T) {
 		d.mustGet()
 		d.down.hang.Store(true)
 		begin := time.Now()
+		early := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Second)
+			_, err := d.get()
+			early <- err
+		}()
 		i := d.declare(confirmed("quarantine"))
+		wantCode(t, <-early, client.Quarantined)
 		if took := time.Since(begin); took > 11*time.Second {
 			t.Errorf("it took %v", took)
 		}
@@ -253,6 +260,8 @@ func TestUndelivered(t *testing.T) {
 		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 2 || mails["queued"] != 2 {
 			t.Errorf("%+v %v", open, mails)
 		}
+		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "It was a false alarm."})
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example")
 		d.relay.breakDown(false)
 		time.Sleep(20 * time.Minute)
 		if n := len(d.relay.taken()); n != 2 {
