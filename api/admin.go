@@ -38,6 +38,10 @@ type Administration struct {
 	// goes straight into the secrets manager.
 	Key    func(ctx context.Context, client string) (client.Key, error)
 	NewKey func(ctx context.Context, client string, k client.NewKey) (client.Key, error)
+	// Intake proves, and where the daemon may, stores what an issuer has sent.
+	Intake func(ctx context.Context, client string, in broker.Intake) (client.Intake, error)
+	// RotateKey takes the rotation of the client's key one step on.
+	RotateKey func(ctx context.Context, client string, r client.KeyRotation) (client.RotatedKey, error)
 	// Login begins a person's login; FinishLogin takes what it brought back.
 	Login       func(ctx context.Context, client string, l client.LoginStart) (client.Login, error)
 	FinishLogin func(ctx context.Context, client string, code broker.LoginCode) (client.Outcome, error)
@@ -54,7 +58,7 @@ type Role string
 // The roles. Each of the others includes Observe.
 const (
 	Observe  Role = "observe"  // status, metrics, audit, public keys
-	Operate  Role = "operate"  // rotate, retry, reload, check, keys, login, revoke
+	Operate  Role = "operate"  // rotate, retry, reload, check, keys, intake, login, revoke
 	Incident Role = "incident" // declare and contain
 )
 
@@ -112,6 +116,8 @@ func adminRoutes() []route {
 		{method: http.MethodPost, path: "/v1/clients/{client}/rotate", role: Operate, serve: (*Server).rotate},
 		{method: http.MethodGet, path: "/v1/clients/{client}/keys", role: Observe, serve: (*Server).key},
 		{method: http.MethodPost, path: "/v1/clients/{client}/keys", role: Operate, serve: (*Server).newKey},
+		{method: http.MethodPost, path: "/v1/clients/{client}/intake", role: Operate, serve: (*Server).intake},
+		{method: http.MethodPost, path: "/v1/clients/{client}/keys/rotate", role: Operate, serve: (*Server).rotateKey},
 		{method: http.MethodPost, path: "/v1/clients/{client}/login", role: Operate, serve: (*Server).login},
 		{method: http.MethodPost, path: "/v1/clients/{client}/login/finish", role: Operate, serve: (*Server).finishLogin},
 		{method: http.MethodPost, path: "/v1/clients/{client}/revoke", role: Operate, serve: (*Server).revoke},

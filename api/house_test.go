@@ -54,15 +54,16 @@ type house struct {
 	http     *http.Client // on the consumer socket
 	stop     func() error // ends the server and waits
 
-	mu    sync.Mutex
-	roles Roles
-	acts  []string
-	fail  error // of the next Act
-	want  any   // what the daemon was asked for last
-	code  secret.Secret
-	given secret.Secret       // the very value that code is a copy of
-	told  []map[string]string // what Act was told besides
-	inner Administration
+	mu      sync.Mutex
+	roles   Roles
+	acts    []string
+	fail    error // of the next Act
+	want    any   // what the daemon was asked for last
+	code    secret.Secret
+	given   secret.Secret            // the very value that code, or the last field, is a copy of
+	brought map[string]secret.Secret // fields of an intake
+	told    []map[string]string      // what Act was told besides
+	inner   Administration
 }
 
 // lockedBuffer is a log that can be read while it is written.
@@ -101,7 +102,7 @@ func newFaultyHouse(t testing.TB, fault fake.Fault, change func(*Server)) *house
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, dir: dir, store: fake.NewStore(), log: &lockedBuffer{},
+	h := &house{t: t, dir: dir, store: fake.NewStore(), log: &lockedBuffer{}, brought: map[string]secret.Secret{},
 		issuer: fake.NewIssuer(fake.Client{ID: theID, Secret: theSecret, APIKey: theKey})}
 	h.issuer.Set(fault)
 	h.consumer, h.admin = filepath.Join(h.dir, "broker.sock"), filepath.Join(h.dir, "admin.sock")
@@ -202,6 +203,21 @@ func (h *house) administration() Administration {
 		Key: func(_ context.Context, name string) (client.Key, error) { return h.asked(name, nil) },
 		NewKey: func(_ context.Context, name string, k client.NewKey) (client.Key, error) {
 			return h.asked(name, k)
+		},
+		Intake: func(_ context.Context, name string, in broker.Intake) (client.Intake, error) {
+			h.mu.Lock()
+			for field, v := range in.Fields {
+				h.given = v
+				own, _ := v.Clone()
+				h.brought[field] = own
+			}
+			h.mu.Unlock()
+			_, err := h.asked(name, in.Accept)
+			return client.Intake{Client: name, Kind: "vault", Proved: "mint", Changed: []string{"api_key"}}, err
+		},
+		RotateKey: func(_ context.Context, name string, r client.KeyRotation) (client.RotatedKey, error) {
+			k, err := h.asked(name, r)
+			return client.RotatedKey{State: client.KeyPending, Key: k, Reason: "waits"}, err
 		},
 		Login: func(_ context.Context, name string, l client.LoginStart) (client.Login, error) {
 			_, err := h.asked(name, l)

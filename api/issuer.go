@@ -18,6 +18,7 @@ import (
 const (
 	maxUser    = 255  // bytes of user_id, user_representation
 	maxCode    = 4096 // bytes of an authorization code
+	maxKeyID   = 255  // bytes of an issuer's name for a key
 	maxSubject = 64   // characters of a certificate's common name (RFC 5280, appendix A.1)
 	maxWord    = 1024 // bytes of redirect_uri, state, iss
 	userFields = `{"user_id", "user_representation"}`
@@ -63,6 +64,22 @@ func (s *Server) newKey(w http.ResponseWriter, r *http.Request, c *access.Caller
 	}
 	key, err := s.cfg.Administration.NewKey(r.Context(), name, want)
 	return s.done(w, key, err)
+}
+
+func (s *Server) rotateKey(w http.ResponseWriter, r *http.Request, c *access.Caller, name string) error {
+	body, err := s.optionalBody(w, r)
+	if err != nil {
+		return err
+	}
+	want, err := parseKeyRotation(body)
+	if err != nil {
+		return err
+	}
+	if err := s.act(r, c, "keys.rotate", name, map[string]string{"kind": want.Kind, "probe": truth(want.Probe), "abandon": truth(want.Abandon)}); err != nil {
+		return err
+	}
+	done, err := s.cfg.Administration.RotateKey(r.Context(), name, want)
+	return s.done(w, done, err)
 }
 
 func (s *Server) login(w http.ResponseWriter, r *http.Request, c *access.Caller, name string) error {
@@ -144,11 +161,40 @@ func parseUser(body []byte) (oidc.User, error) {
 }
 
 func parseNewKey(body []byte) (client.NewKey, error) {
-	var k client.NewKey
 	m, err := optionalMembers(body, keyFields, "kind", "certificate", "subject")
+	if err != nil {
+		return client.NewKey{}, err
+	}
+	return newKeyOf(m)
+}
+
+func parseKeyRotation(body []byte) (k client.KeyRotation, err error) {
+	m, err := optionalMembers(body, `{"kind", "certificate", "subject", "key_id", "probe", "abandon"}`, "kind", "certificate", "subject", "key_id", "probe", "abandon")
 	if err != nil {
 		return k, err
 	}
+	if k.NewKey, err = newKeyOf(m); err != nil {
+		return k, err
+	}
+	if k.Probe, err = truthOf(m, "probe"); err != nil {
+		return k, err
+	}
+	if k.Abandon, err = truthOf(m, "abandon"); err != nil {
+		return k, err
+	}
+	if raw, there := m["key_id"]; there {
+		value, _ := text(raw)
+		if k.KeyID = string(value); k.KeyID == "" || len(k.KeyID) > maxKeyID || !plainText(value) {
+			return k, invalid("key_id is a name of 1 to 255 bytes, without control characters")
+		}
+	}
+	if about := (k.NewKey != client.NewKey{}) || k.KeyID != ""; k.Probe && k.Abandon || about && (k.Probe || k.Abandon) {
+		return k, invalid("probe and abandon stand alone: they are about the pending key that there is")
+	}
+	return k, nil
+}
+
+func newKeyOf(m map[string]json.RawMessage) (k client.NewKey, err error) {
 	if raw, there := m["kind"]; there {
 		kinds := []string{"rsa-2048", "rsa-3072", "rsa-4096", "p-256", "ed25519"}
 		value, _ := text(raw)

@@ -39,6 +39,14 @@ func TestIssuerActs(t *testing.T) {
 		{"keys.new", func(n string) (any, error) {
 			return a.NewKey(ctx, n, client.NewKey{Kind: "p-256", Certificate: true, Subject: "Jan É"})
 		}, client.NewKey{Kind: "p-256", Certificate: true, Subject: "Jan É"}, map[string]string{"kind": "p-256", "certificate": "true"}},
+		{"keys.rotate", func(n string) (any, error) { return a.RotateKey(ctx, n, client.KeyRotation{Probe: true}) },
+			client.KeyRotation{Probe: true}, map[string]string{"kind": "", "probe": "true", "abandon": "false"}},
+		{"keys.rotate", func(n string) (any, error) { return a.RotateKey(ctx, n, client.KeyRotation{Abandon: true}) },
+			client.KeyRotation{Abandon: true}, map[string]string{"kind": "", "probe": "false", "abandon": "true"}},
+		{"keys.rotate", func(n string) (any, error) {
+			return a.RotateKey(ctx, n, client.KeyRotation{NewKey: client.NewKey{Kind: "p-256", Certificate: true, Subject: "Jan É"}, KeyID: "k 2"})
+		}, client.KeyRotation{NewKey: client.NewKey{Kind: "p-256", Certificate: true, Subject: "Jan É"}, KeyID: "k 2"},
+			map[string]string{"kind": "p-256", "probe": "false", "abandon": "false"}},
 		{"login.start", func(n string) (any, error) {
 			return a.StartLogin(ctx, n, client.LoginStart{RedirectURI: "http://127.0.0.1:7/callback"})
 		}, client.LoginStart{RedirectURI: "http://127.0.0.1:7/callback"}, nil}, // what was typed may hold a code
@@ -90,7 +98,7 @@ func TestIssuerActs(t *testing.T) {
 func TestIssuerAnswers(t *testing.T) {
 	h := newHouse(t, nil)
 	c := via(h.admin)
-	for path, into := range map[string]any{"keys": &client.Key{}, "login": &client.Login{}, "revoke": &client.Outcome{}} {
+	for path, into := range map[string]any{"keys": &client.Key{}, "keys/rotate": &client.RotatedKey{}, "login": &client.Login{}, "revoke": &client.Outcome{}} {
 		strict(t, ask(t, c, "POST", "/v1/clients/vdab/"+path, "").body, into)
 	}
 	if got := ask(t, c, "GET", "/v1/clients/vdab/keys", "").body; got != `{"client":"vdab","version":"","kid":"k","alg":"ES256","jwk":{"kty":"EC"}}`+"\n" {
@@ -124,6 +132,18 @@ func TestIssuerRefusals(t *testing.T) {
 		{"POST", "keys", `{"subject":"` + strings.Repeat("é", 64) + `"}`, 200, ""},
 		{"POST", "keys", `{"subject":"a\u0007"}`, 400, "control"},
 		{"POST", "keys", `{"private_key":"x"}`, 400, "not known"},
+		{"GET", "keys/rotate", "", 405, "POST"},
+		{"POST", "keys/rotate", "", 200, ""},
+		{"POST", "keys/rotate", `{"kind":"rsa-1024"}`, 400, "rsa-3072"},
+		{"POST", "keys/rotate", `{"key_id":""}`, 400, "1 to 255"},
+		{"POST", "keys/rotate", `{"key_id":"` + strings.Repeat("k", 256) + `"}`, 400, "1 to 255"},
+		{"POST", "keys/rotate", `{"key_id":"a\u0000"}`, 400, "control"},
+		{"POST", "keys/rotate", `{"probe":1}`, 400, "true or false"},
+		{"POST", "keys/rotate", `{"abandon":"true"}`, 400, "true or false"},
+		{"POST", "keys/rotate", `{"probe":true,"abandon":true}`, 400, "stand alone"},
+		{"POST", "keys/rotate", `{"probe":true,"kind":"p-256"}`, 400, "stand alone"},
+		{"POST", "keys/rotate", `{"abandon":true,"key_id":"k"}`, 400, "stand alone"},
+		{"POST", "keys/rotate", `{"private_key":"x"}`, 400, "not known"},
 		{"POST", "login", `{"redirect_uri":""}`, 400, "redirect_uri"},
 		{"POST", "login", `{"redirect_uri":"http://x y"}`, 400, "redirect_uri"},
 		{"POST", "login", `{"redirect_uri":"` + strings.Repeat("a", 1025) + `"}`, 400, "1024"},
@@ -163,7 +183,7 @@ func TestIssuerRoles(t *testing.T) {
 		for _, x := range []struct {
 			method, path string
 			status       int
-		}{{"GET", "keys", 200}, {"POST", "keys", 403}, {"POST", "login", 403}, {"POST", "login/finish", 403}, {"POST", "revoke", 403}} {
+		}{{"GET", "keys", 200}, {"POST", "keys", 403}, {"POST", "keys/rotate", 403}, {"POST", "login", 403}, {"POST", "login/finish", 403}, {"POST", "revoke", 403}} {
 			a, err := raw(t, h.admin, x.method+" /v1/clients/vdab/"+x.path+" HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n")
 			if err != nil || a.status != x.status {
 				t.Errorf("%s %s: %+v, %v", x.method, x.path, a, err)

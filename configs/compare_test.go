@@ -36,6 +36,8 @@ func TestDiff(t *testing.T) {
 		{"other provider", "systemd: {}", "exec: { command: [/bin/get] }", "provider unit: systemd: removed|provider unit: exec: added"},
 		{"admin", "providers:\n", "admin: { observe: [adm], operate: [] }\nproviders:\n", "admin.observe: unset -> [adm] (wider)"},
 		{"audit", "providers:\n", "audit: { retention: 30d }\nproviders:\n", "audit.retention: unset -> 30d"},
+		{"writer", "systemd: {}", "file: { path: /s, insecure_identity: true, identity_file: /i }\n    write: w\n  w:\n    file: { path: /s, insecure_identity: true, identity_file: /j }",
+			`provider unit: file: added|provider unit: systemd: removed|provider unit: write: unset -> "w"|provider w: added`},
 		{"header", "    allow:", "    headers: { X-Id: \"{client_id}\" }\n    allow:", "client vdab: headers.X-Id: added (wider)"},
 		{"bound", "    allow:", "    scopes: [read]\n    allow:", "client vdab: scopes: unset -> [read]"},
 	} {
@@ -108,6 +110,16 @@ func TestWarnings(t *testing.T) {
 		{"group", leak + entries("{ group: staff }"), []string{"nobody: group", "every member of the group staff"}},
 		{"interpreter", leak + entries("{ user: root, executable: /usr/bin/php8.2 }"), []string{"any script that /usr/bin/php8.2 runs"}},
 		{"identity", strings.Replace(leak+minimal, "systemd: {}", "file: { path: /s, identity_file: /i, insecure_identity: true }", 1), []string{"broker.yaml:4:3: the provider \"unit\" has insecure_identity"}},
+		{"one login", strings.Replace(leak+minimal, "systemd: {}", "vault: { address: \"https://a.example\", auth: { token_file: /t } }\n    write: w\n  w:\n    vault: { address: \"https://a.example\", auth: { token_file: /t } }", 1),
+			[]string{"\"unit\" and \"w\" have one login"}},
+		{"reads with it", strings.NewReplacer("systemd: {}", "vault: { address: \"https://a.example\", auth: { token_file: /t } }\n  r:\n    vault: { address: \"https://a.example\", auth: { token_file: /u } }\n    write: unit").Replace(leak + minimal),
+			[]string{"is read with the login of \"unit\", which may write"}},
+		{"copies that are soon too old", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", []string{"asked every 31m0s, and a copy may serve for 1h0m0s after that"}},
+		{"copies that are not", leak + strings.Replace(minimal, "  unit:\n    systemd: {}", "  unit:\n    exec: { command: [/bin/true] }\n  copies:\n    file: { path: /c, identity_command: [/bin/key] }", 1) +
+			"    rotation: { poll: 30m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
+		{"a secret that is here anyway", leak + strings.Replace(minimal, "  unit:\n", "  copies:\n    file: { path: /c, identity_command: [/bin/key] }\n  unit:\n", 1) +
+			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

@@ -44,6 +44,9 @@ type Config struct {
 	Metrics Metrics `yaml:"metrics"`
 	// Alarm is a command that is run for each alarm. Missing: none is.
 	Alarm Alarm `yaml:"alarm"`
+	// BrownOut keeps what serves on this host, so that the daemon can start while
+	// a secrets manager is down. Missing: it cannot.
+	BrownOut *BrownOut `yaml:"brown_out"`
 	// State is the directory of audit log, incidents and budgets. Missing:
 	// /var/lib/credential-broker for root or under systemd, else
 	// credential-broker in $XDG_STATE_HOME.
@@ -52,7 +55,7 @@ type Config struct {
 	file string // broker.yaml itself
 }
 
-// Provider is one secrets manager: exactly one of its keys is set.
+// Provider is one secrets manager: exactly one of its keys beside write is set.
 type Provider struct {
 	// Vault is HashiCorp Vault or OpenBao.
 	Vault *vaultConfig `yaml:"vault"`
@@ -68,6 +71,11 @@ type Provider struct {
 	Systemd *systemd.Config `yaml:"systemd"`
 	// Exec is any other manager: a command that prints a bundle as JSON.
 	Exec *exec.Config `yaml:"exec"`
+	// Write names another provider: the same manager, with a login that may
+	// write what an administrator brings (broker intake) and new keys (broker
+	// keys), and is used for nothing else. Missing: this one's login is used for
+	// keys, and for intake the administrator's own.
+	Write string `yaml:"write"`
 
 	at place // in the file
 }

@@ -131,3 +131,17 @@ func isKey(t reflect.Type, path string) bool {
 	}
 	return false
 }
+
+// TestIntakeExample loads the configuration in the page of the intake.
+func TestIntakeExample(t *testing.T) {
+	text, err := os.ReadFile("../docs/intake.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, found := strings.Cut(string(text), "```yaml\n")
+	block, _, _ = strings.Cut(block, "```")
+	c, err := load(t, map[string]string{"broker.yaml": block})
+	if !found || err != nil || c.Providers["corp"].Write != "corp-writer" {
+		t.Errorf("%v\n%s", err, block)
+	}
+}

@@ -11,3 +11,9 @@ import (
 type awsConfig = aws.Config
 
 func openAWS(c awsConfig, clk clock.Clock) (providers.Provider, error) { return aws.Open(c, clk) }
+
+// ownAWS is c with the SDK's default chain.
+func ownAWS(c awsConfig) awsConfig {
+	c.Auth = awsConfig{}.Auth
+	return c
+}

@@ -2,7 +2,10 @@ package configs
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
 	"reflect"
+	"strings"
 
 	"credentialbroker/internal/clock"
 	"credentialbroker/providers"
@@ -68,4 +71,50 @@ func (p Provider) Open(clk clock.Clock) (providers.Provider, error) {
 		return exec.Open(*p.Exec, clk)
 	}
 	return nil, errors.New("a provider is exactly one of vault, aws, azure, gcp, file, systemd, exec")
+}
+
+// A Login is what a person logs in with, as far as it is not the SDK's own.
+type Login struct {
+	Home         string // of the person
+	TokenFile    string // of Vault; empty: .vault-token in Home, as vault login writes it
+	IdentityFile string // of an age-encrypted store; empty: the configured identity
+}
+
+// Own is the same secrets manager with a person's own login in place of the
+// daemon's: the token of vault login, the default chain of a cloud's SDK. Its
+// error says what to do instead.
+func (p Provider) Own(l Login) (Provider, error) {
+	p.Write = ""
+	switch p.Kind() {
+	case "vault":
+		if l.TokenFile == "" {
+			l.TokenFile = filepath.Join(l.Home, ".vault-token")
+		}
+		c, err := ownVault(*p.Vault, l.TokenFile)
+		p.Vault = &c
+		return p, err
+	case "aws":
+		c := ownAWS(*p.AWS)
+		p.AWS = &c
+	case "azure":
+		c := ownAzure(*p.Azure)
+		p.Azure = &c
+	case "gcp":
+		c := ownGCP(*p.GCP)
+		p.GCP = &c
+	case "file":
+		c := *p.File
+		switch {
+		case l.IdentityFile != "" && c.RecipientsFile == "":
+			return p, errors.New("with an identity of your own the daemon could not read what is written: list its recipient and yours in recipients_file first")
+		case l.IdentityFile != "":
+			c.IdentityFile, c.IdentityCommand, c.InsecureIdentity = l.IdentityFile, nil, true
+		case strings.HasPrefix(c.IdentityFile, credentialsVariable):
+			return p, errors.New("the identity of this store is sealed for the daemon: name one of your own with --identity-file (and both recipients in recipients_file), or configure a provider to write with")
+		}
+		p.File = &c
+	default:
+		return p, fmt.Errorf("a secrets manager of the kind %s can only be read here: store the fields with its own tools, as one new version", p.Kind())
+	}
+	return p, nil
 }

@@ -128,7 +128,7 @@ func (m *schemaMaker) object(t reflect.Type) object {
 		o["required"] = required
 	}
 	if t == reflect.TypeFor[Provider]() {
-		o["minProperties"], o["maxProperties"] = 1, 1
+		o["anyOf"] = []object{{"minProperties": 1, "maxProperties": 1}, {"required": []string{"write"}, "minProperties": 2, "maxProperties": 2}}
 	}
 	if d := m.pkg(t).types[t.Name()]; d != "" {
 		o["description"] = d
@@ -271,6 +271,7 @@ func TestExamples(t *testing.T) {
 			}
 			for _, p := range c.Providers {
 				kinds[p.Kind()] = true
+				kinds["write"] = kinds["write"] || p.Write != ""
 				if p.Kind() != kind {
 					t.Errorf("the example of %s is about %s", kind, p.Kind())
 				}
@@ -298,8 +299,8 @@ func TestSchemaRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		"providers: {a: {}}":                                    "properties",
-		"providers: {a: {systemd: {}, file: {path: /a}}}":       "properties",
+		"providers: {a: {}}":                                    "anyOf",
+		"providers: {a: {systemd: {}, file: {path: /a}}}":       "anyOf",
 		"providers: {a: {vault: {namespaces: x}}}":              "namespaces",
 		"audit: {retention: 3 days}":                            "pattern",
 		"clients: {a: {preset: x, secret: {}, owner: {}}}":      "allow",

@@ -26,7 +26,7 @@ type patterns struct {
 	uuid                  *regexp.Regexp
 	variable, stand       *regexp.Regexp // ${NAME}, and what it is for the parser
 	leadingKey            *regexp.Regexp // key: or key. at the start of an owner's error
-	name, field, header   *regexp.Regexp // of clients and providers, of fields, of headers
+	field, header         *regexp.Regexp // names of fields, of headers
 	kbo, host             *regexp.Regexp
 }
 
@@ -55,7 +55,6 @@ func newPatterns() *patterns {
 		variable:    re(`\$\{([A-Za-z_][A-Za-z0-9_]*)\}`),
 		stand:       re(`\$\(([A-Za-z_][A-Za-z0-9_]*)\)`),
 		leadingKey:  re(`^([a-z0-9_]+)(?:: ?|\.)`),
-		name:        re(`^[a-z0-9][a-z0-9_-]{0,62}$`),
 		field:       re(`^[A-Za-z_][A-Za-z0-9_.-]{0,63}$`),
 		header:      re("^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"),
 		kbo:         re(`^(?:BE ?)?[01]\d{3}[. ]?\d{3}[. ]?\d{3}$`),

@@ -11,6 +11,7 @@ import (
 
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
+	"credentialbroker/rotation"
 )
 
 // Rules of this file:
@@ -266,7 +267,8 @@ func placeholders(names []string) string {
 	return "{" + strings.Join(names, "}, {") + "}"
 }
 
-// hidden fields authenticate the client.
+// hidden fields authenticate the client, or will.
 func hidden(field string) bool {
+	field = strings.TrimPrefix(field, rotation.Pending)
 	return slices.Contains([]string{"client_secret", "private_key", "refresh_token"}, field)
 }

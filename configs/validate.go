@@ -61,6 +61,7 @@ func (c *Config) validate(r *report, whole bool) {
 	k.when(len(c.Sockets.Admin) > 107, "sockets.admin", "the path is too long for a socket", "at most 107 bytes", "")
 	k.metrics(c.Metrics)
 	k.alarm(c.Alarm)
+	k.brownOut(c.BrownOut)
 }
 
 func (k *checker) alarm(a Alarm) {
@@ -163,8 +164,14 @@ func (k *checker) kept(path string) place {
 	return at
 }
 
+// IsName says whether s can be the name of a client or a provider.
+func IsName(s string) bool {
+	const first = "abcdefghijklmnopqrstuvwxyz0123456789"
+	return len(s) >= 1 && len(s) <= 63 && strings.Trim(s, first+"-_") == "" && strings.Contains(first, s[:1])
+}
+
 func (k *checker) name(path, name string) {
-	k.when(!k.re.name.MatchString(name), path, fmt.Sprintf("%s is no name here", quote(name)), "up to 63 of a-z 0-9 - _, the first one a letter or digit", "")
+	k.when(!IsName(name), path, fmt.Sprintf("%s is no name here", quote(name)), "up to 63 of a-z 0-9 - _, the first one a letter or digit", "")
 }
 
 func (k *checker) provider(name string, p Provider) {
@@ -179,6 +186,25 @@ func (k *checker) provider(name string, p Provider) {
 		k.always(path, subject(path)+" names "+list(kinds, "and"), "one secrets manager", "make each a provider with a name of its own")
 	default:
 		k.owned(join(path, kinds[0]), set[0].Validate())
+		k.write(path+".write", name, p)
+	}
+}
+
+// write checks the provider whose login may write.
+func (k *checker) write(path, name string, p Provider) {
+	w, there := k.c.Providers[p.Write]
+	switch {
+	case p.Write == "" || k.bad["providers."+p.Write]:
+	case p.Write == name:
+		k.always(path, "the provider "+quote(name)+" names itself: a login that may write is one of its own", "", "make it a provider with a name of its own, or remove write")
+	case !there:
+		k.reference(path, p.Write)
+	case p.readOnly():
+		k.always(path, "a secrets manager of the kind "+p.Kind()+" can only be read", "", "remove write")
+	case w.Kind() != p.Kind():
+		k.always(path, fmt.Sprintf("the provider %s is of the kind %s", quote(p.Write), w.Kind()), "one of the kind "+p.Kind(), "both are logins to the same secrets manager")
+	case w.Write != "":
+		k.always(path, fmt.Sprintf("the provider %s names another one to write with", quote(p.Write)), "", "name the one that writes: "+w.Write)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -37,6 +38,8 @@ func (c *Config) Warnings(names access.Names) []Problem {
 				"seal the identity with systemd-creds and name it "+credentialsVariable+"/NAME")
 		}
 	}
+	w.writers(c)
+	w.brownOut(c)
 	users := map[string]string{} // of each secret
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
@@ -69,6 +72,26 @@ func (a Alarm) Runnable() error {
 		return fmt.Errorf("%s: %s, and who writes it acts as the broker: %s", name, foreign.Message, foreign.Hint)
 	}
 	return nil
+}
+
+// writers warns of a login that writes and does more than that.
+func (w *warner) writers(c *Config) {
+	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
+		p := c.Providers[name]
+		if p.Write == "" {
+			continue
+		}
+		same := c.Providers[p.Write]
+		same.Write, same.at = p.Write, p.at
+		if reflect.DeepEqual(p, same) {
+			w.warn(p.at, fmt.Sprintf("the providers %s and %s have one login: what reads all the time may write, too", quote(name), quote(p.Write)), "give the one that writes a login of its own")
+		}
+		for _, client := range slices.Sorted(maps.Keys(c.Clients)) {
+			if c.Clients[client].Secret.Provider == p.Write {
+				w.warn(c.Clients[client].at, fmt.Sprintf("the client %s is read with the login of %s, which may write", quote(client), quote(p.Write)), "name "+name)
+			}
+		}
+	}
 }
 
 type warner struct {

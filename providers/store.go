@@ -32,6 +32,17 @@ const (
 // is the caller's decision. Values stay the caller's to wipe. A field that was
 // no string in the manager's JSON is one afterwards, with the same value here.
 func Store(ctx context.Context, p Provider, s Spec, values map[string]secret.Secret, when Condition) (Version, error) {
+	return store(ctx, p, s, values, when, func(Version) bool { return true })
+}
+
+// Replace is Store for somebody who has seen version have, and decided by it;
+// empty: that a secret of s is missing. Another version is a Conflict, and
+// nothing is written.
+func Replace(ctx context.Context, p Provider, s Spec, values map[string]secret.Secret, have Version) (Version, error) {
+	return store(ctx, p, s, values, Any, func(now Version) bool { return now == have })
+}
+
+func store(ctx context.Context, p Provider, s Spec, values map[string]secret.Secret, when Condition, expected func(Version) bool) (Version, error) {
 	w, ok := p.(Writer)
 	if !ok {
 		return "", &Error{Kind: Unsupported, Ref: s.Ref, Message: "this secrets manager is read-only here",
@@ -55,6 +66,9 @@ func Store(ctx context.Context, p Provider, s Spec, values map[string]secret.Sec
 		if err == nil {
 			read[r] = b
 		}
+	}
+	if !expected(versionOf(refs, func(r Ref) Version { return read[r].Version })) {
+		return "", &Error{Kind: Conflict, Ref: s.Ref, Message: "somebody else has stored a version meanwhile", Hint: "nothing was written: look at it, and begin again"}
 	}
 	puts := make(map[Ref]map[string]secret.Secret, len(changes))
 	defer func() {
@@ -186,25 +200,31 @@ func keepNewline(v secret.Secret) (secret.Secret, error) {
 
 // put writes, and gives the version of the whole.
 func put(ctx context.Context, w Writer, refs []Ref, read map[Ref]Bundle, puts map[Ref]map[string]secret.Secret) (Version, error) {
-	versions := make([]string, len(refs))
-	complete := true
+	now := make(map[Ref]Version, len(refs))
 	var written []string
-	for i, r := range refs {
-		v := read[r].Version
+	for _, r := range refs {
+		now[r] = read[r].Version
 		if fields, ok := puts[r]; ok {
 			var err error
-			if v, err = w.Put(ctx, r, fields, v); err != nil {
+			if now[r], err = w.Put(ctx, r, fields, now[r]); err != nil {
 				return "", halfway(err, written)
 			}
 			written = append(written, r.String())
 		}
-		versions[i] = string(v)
-		complete = complete && v != ""
 	}
-	if !complete {
-		return "", nil
+	return versionOf(refs, func(r Ref) Version { return now[r] }), nil
+}
+
+// versionOf is the version of the whole, as Load has it; empty: a part is
+// missing.
+func versionOf(refs []Ref, of func(Ref) Version) Version {
+	versions := make([]string, len(refs))
+	for i, r := range refs {
+		if versions[i] = string(of(r)); versions[i] == "" {
+			return ""
+		}
 	}
-	return Version(strings.Join(versions, "+")), nil
+	return Version(strings.Join(versions, "+"))
 }
 
 // halfway says which secrets are written already.

@@ -239,6 +239,25 @@ func TestStoreMeetsAnotherWriter(t *testing.T) {
 	}
 }
 
+// Replace writes only over the version that was seen, or over nothing.
+func TestReplace(t *testing.T) {
+	p := fake.NewStore()
+	spec := providers.Spec{Ref: providers.Ref{Path: "main"}, Fields: fieldPlaces{"api_key": at("key", "key")}}
+	put := func(have providers.Version) (providers.Version, error) {
+		return providers.Replace(t.Context(), p, spec, secrets(fieldMap{"client_id": "id", "api_key": "k"}), have)
+	}
+	for _, c := range []struct{ have, want providers.Version }{{"1+1", ""}, {"", "1+1"}, {"", ""}, {"1", ""}, {"1+1", "2+2"}, {"1+1", ""}} {
+		v, err := put(c.have)
+		if v != c.want || (providers.KindOf(err) == providers.Conflict) != (c.want == "") {
+			t.Errorf("over %q: %q, %v, want %q", c.have, v, err, c.want)
+		}
+	}
+	b, err := providers.Load(t.Context(), p, spec, "")
+	if err != nil || b.Version != "2+2" {
+		t.Errorf("version %q, %v", b.Version, err)
+	}
+}
+
 func TestStoreWhileTheManagerIsDown(t *testing.T) {
 	p := fake.NewStore()
 	fill(t, p, map[string]fieldMap{"main": {"client_id": "id"}})

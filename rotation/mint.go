@@ -54,7 +54,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Mint gets a token with the current bundle. If the issuer refuses the bundle,
 // the secrets manager is asked once for a newer one, which is tried at once; or
-// else for the one that worked last.
+// else for the one that worked last, of which there may be a sealed copy.
 // Errors are of type *Error, or ctx's.
 func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	live, err := c.loaded(ctx)
@@ -66,8 +66,10 @@ func (c *Credential) Mint(ctx context.Context, r oidc.Request) (Minted, error) {
 	if err == nil || !errors.As(err, &e) || e.Kind != Rejected {
 		return Minted{t, live}, err
 	}
-	if e.fresh && c.Check(ctx) != nil {
-		return Minted{}, err
+	if e.fresh {
+		if down := c.Check(ctx); down != nil && !outage(down) {
+			return Minted{}, err
+		}
 	}
 	if c.Current() == live && !c.fallBack(ctx, live) {
 		return Minted{}, err
@@ -112,15 +114,14 @@ func (c *Credential) loaded(ctx context.Context) (*Live, error) {
 		err, wait := c.provider.err, c.provider.until.Until(now)
 		c.mu.Unlock()
 		if err == nil || wait <= 0 {
-			err = c.Check(ctx)
+			err = c.checkFirst(ctx)
 		}
 		if live = c.Current(); live == nil {
 			return nil, c.noBundle(err)
 		}
 	}
-	if until := c.degradedUntil(); !until.IsZero() && !now.Wall.Before(until) {
-		return nil, &Error{Kind: NoBundle, Code: string(providers.Unavailable), RetryAfter: longestWait,
-			Detail: "the secrets manager does not answer, and its sealed copy ran out at " + until.UTC().Format(time.RFC3339)}
+	if err := c.withheld(now); err != nil {
+		return nil, err
 	}
 	if !live.Expires.IsZero() && !now.Wall.Before(live.Expires) {
 		return nil, &Error{Kind: NoBundle, Code: string(providers.Expired),
@@ -208,7 +209,7 @@ func (c *Credential) succeeded(live *Live, r oidc.Request, t oidc.Token) {
 	if current := c.Current(); current != nil && current.id == live.id {
 		_ = c.recorded(c.ledger.serves(live.id))
 		if c.unkept(live) {
-			signal(c.worked)
+			signal(c.unsealed)
 		}
 	}
 	c.minted(live, r, t)

@@ -24,7 +24,7 @@ func (c *Credential) fallBack(ctx context.Context, live *Live) bool {
 	}
 	now := c.deps.Clock.Now()
 	c.mu.Lock()
-	wait := c.back.until.Until(now)
+	wait, down := c.back.until.Until(now), c.provider.err
 	c.mu.Unlock()
 	if wait > 0 { // the manager does not give it
 		return false
@@ -33,7 +33,14 @@ func (c *Credential) fallBack(ctx context.Context, live *Live) bool {
 		return false
 	}
 	defer c.checking.give()
-	b, err := c.at(ctx, last)
+	var b providers.Bundle
+	err := down
+	if err == nil {
+		b, err = c.at(ctx, last)
+	}
+	if c.brownOut(ctx, err); c.Current() != live {
+		return true
+	}
 	if err != nil || c.lacking(b, nil) != "" {
 		b.Wipe()
 		c.mu.Lock()

@@ -130,12 +130,7 @@ const Pending = "pending_"
 // lacking says in words what a bundle does not have: required fields, or
 // fields that its predecessor had ("kv put" replaces all of them).
 func (c *Credential) lacking(b providers.Bundle, live *Live) string {
-	var missing []string
-	for _, name := range c.cfg.Required {
-		if b.Fields[name].Empty() {
-			missing = append(missing, name)
-		}
-	}
+	missing := absent(c.cfg.Required, b)
 	if live != nil {
 		for name := range live.Fields {
 			if strings.HasPrefix(name, Pending) { // it has become the key, or was given up
@@ -156,7 +151,20 @@ func (c *Credential) lacking(b providers.Bundle, live *Live) string {
 	return "it lacks " + strings.Join(missing, ", ") + "; store a version with all fields"
 }
 
-func (c *Credential) install(cand *candidate, proof *oidc.Token) {
+// absent are the names that b has no value for.
+func absent(names []string, b providers.Bundle) (missing []string) {
+	for _, name := range names {
+		if b.Fields[name].Empty() {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+func (c *Credential) install(cand *candidate, proof *oidc.Token) { c.replace(cand, proof, brown{}) }
+
+// replace makes cand current, which may be a sealed copy.
+func (c *Credential) replace(cand *candidate, proof *oidc.Token, copied brown) {
 	b := cand.bundle
 	live := &Live{Version: b.Version, Fields: b.Fields, Created: b.Created, Expires: b.Expires,
 		Installed: c.deps.Clock.Now(), Proof: proof, id: c.id(b.Version)}
@@ -171,10 +179,11 @@ func (c *Credential) install(cand *candidate, proof *oidc.Token) {
 		c.forgetProven()
 	}
 	maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != live.id })
-	c.mu.Unlock()
 	// What was current is wiped when the last token minted with it is gone:
 	// its holders keep it alive, the collector ends it.
 	c.current.Store(live)
+	c.brown = copied
+	c.mu.Unlock()
 	if minted {
 		_ = c.recorded(c.ledger.serves(live.id))
 	}

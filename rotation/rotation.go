@@ -52,9 +52,10 @@ type Credential struct {
 	place    string // what is in front of a version in the ledger
 	current  atomic.Pointer[Live]
 	checking turn // reading from the secrets manager
+	keeping  turn // using Deps.Keeper
 	wake     chan struct{}
 	replan   chan struct{} // the time of the next look has changed
-	worked   chan struct{} // something has authenticated that is not kept yet
+	unsealed chan struct{} // what serves may have to be kept
 
 	mu        sync.Mutex // the fields below; never held over I/O
 	candidate *candidate
@@ -64,10 +65,10 @@ type Credential struct {
 	state     trouble // of the state directory
 	checked   clock.Reading
 	woken     clock.Reading        // when WakeWithin wants the next look; zero: it does not
-	degraded  time.Time            // the sealed copy of an outage serves, and until when; zero: it does not
+	brown     brown                // the sealed copy of an outage serves
 	probes    map[versionID]probed // of what serves, and of the candidate
 	proven    *proven              // before it was stored; nil: nothing
-	kept      kept                 // sealed on this host, for an outage
+	kept      kept                 // the sealed copy
 }
 
 // Config says what the credential is and how it is kept.
@@ -76,6 +77,9 @@ type Config struct {
 	Spec   providers.Spec // where the bundle is
 	// Required fields, without which a bundle is not accepted.
 	Required []string
+	// Proving are those of them that the issuer needs: with these a bundle that
+	// is not complete yet can be tried. Nil: all.
+	Proving []string
 	// Prove says how a new bundle is proved. Zero: ProveMint.
 	Prove Prove
 	// AcceptUnproved installs what cannot be proved (ProveNone).
@@ -124,8 +128,8 @@ type Deps struct {
 	// RefreshProvider holds Config.Refresh, and can write it.
 	RefreshProvider providers.Provider
 	// Keeper seals the bundle that serves on this host, for a start while the
-	// secrets manager is down. It can write. Nil: nothing is kept.
-	Keeper providers.Provider
+	// secrets manager is down. Nil: nothing is kept.
+	Keeper Keeper
 	// Prober asks the API. Nil: it cannot be asked.
 	Prober     Prober
 	Issuer     *oidc.Client // nil: an API key needs no issuer
@@ -208,7 +212,8 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	}
 	sum := sha256.Sum256(place)
 	c := &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
-		checking: newTurn(), wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), worked: make(chan struct{}, 1)}
+		checking: newTurn(), keeping: newTurn(),
+		wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), unsealed: make(chan struct{}, 1)}
 	if cfg.Refresh != nil {
 		r := *cfg.Refresh
 		r.Issuer = deps.IssuerName
@@ -226,10 +231,6 @@ func (c *Credential) refused(v versionID) bool { _, ok := c.ledger.refusal(v); r
 
 // Current is the bundle that serves now; nil before the first read.
 func (c *Credential) Current() *Live { return c.current.Load() }
-
-// Adopt starts c with a bundle that another Credential of the same client
-// holds, so that a changed configuration does not begin with a gap.
-func (c *Credential) Adopt(l *Live) { c.current.CompareAndSwap(nil, l) }
 
 // Wake makes Run look at the secrets manager now.
 func (c *Credential) Wake() { signal(c.wake) }
@@ -255,6 +256,7 @@ func signal(c chan struct{}) {
 func (c *Credential) Run(ctx context.Context) error {
 	wait := c.cfg.Delay
 	for {
+		due := time.Now().Add(wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -264,10 +266,10 @@ func (c *Credential) Run(ctx context.Context) error {
 			timer.Stop()
 			wait = c.next()
 			continue
-		case <-c.worked:
+		case <-c.unsealed:
 			timer.Stop()
-			c.keepNow(ctx)
-			wait = c.next()
+			c.keep(ctx)
+			wait = time.Until(due)
 			continue
 		case <-c.wake:
 			timer.Stop()
@@ -281,11 +283,12 @@ func (c *Credential) Run(ctx context.Context) error {
 // next is how long to wait for the next look.
 func (c *Credential) next() time.Duration {
 	now := c.deps.Clock.Now()
+	withheld := c.withheld(now) != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	wait := jitter(c.cfg.Poll)
 	live := c.current.Load()
-	hurry := live == nil || c.refused(live.id) // people are waiting
+	hurry := live == nil || withheld || c.refused(live.id) // people are waiting
 	if hurry {
 		wait = min(wait, jitter(calm))
 	}
@@ -324,6 +327,24 @@ func (c *Credential) Check(ctx context.Context) error {
 		return err
 	}
 	defer c.checking.give()
+	return c.check(ctx)
+}
+
+// checkFirst is Check for somebody who needs any bundle: it may be there when
+// the turn comes.
+func (c *Credential) checkFirst(ctx context.Context) error {
+	if err := c.checking.take(ctx); err != nil {
+		return err
+	}
+	defer c.checking.give()
+	if c.Current() != nil {
+		return nil
+	}
+	return c.check(ctx)
+}
+
+// check is for somebody who has the turn.
+func (c *Credential) check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	err := c.read(ctx)
@@ -334,7 +355,9 @@ func (c *Credential) Check(ctx context.Context) error {
 	c.probeOnce(ctx)
 	c.forgetOldProof()
 	c.noteAge()
-	c.keep(ctx)
+	if live := c.Current(); live != nil && c.unkept(live) {
+		signal(c.unsealed)
+	}
 	return err
 }
 
@@ -353,7 +376,9 @@ func (c *Credential) read(ctx context.Context) error {
 		have = live.Version
 	}
 	c.deps.Uses.Add(1)
-	b, err := providers.Load(ctx, c.deps.Provider, c.spec(), have)
+	call, cancel := c.patience(ctx)
+	b, err := providers.Load(call, c.deps.Provider, c.spec(), have)
+	cancel()
 	c.deps.Uses.Add(1)
 	now := c.deps.Clock.Now()
 	if err != nil && !errors.Is(err, providers.ErrUnchanged) {
@@ -365,8 +390,8 @@ func (c *Credential) read(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	recovered := c.provider.err != nil
-	c.provider, c.checked, c.degraded = trouble{}, now, time.Time{}
+	recovered, wasBrown := c.provider.err != nil, c.brown.on()
+	c.provider, c.checked, c.brown = trouble{}, now, brown{}
 	if err == nil {
 		if live != nil && c.id(b.Version) == live.id {
 			c.candidate = nil // the manager went back to what serves
@@ -385,6 +410,9 @@ func (c *Credential) read(ctx context.Context) error {
 	c.mu.Unlock()
 	if err == nil || recovered {
 		c.note(audit.ProviderRead, b.Version, "", nil)
+	}
+	if wasBrown {
+		c.note(audit.BundleKept, live.Version, "recovered", nil)
 	}
 	return nil
 }

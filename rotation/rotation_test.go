@@ -26,6 +26,7 @@ type bench struct {
 	issuer *fake.Issuer
 	store  *fake.Store
 	clock  *clock.Bubble
+	keeper Keeper // nil: none
 	c      *Credential
 	stop   func()
 }
@@ -64,7 +65,7 @@ func (b *bench) start(cfg Config) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.c, err = New(cfg, Deps{Provider: b.store, Issuer: issuer, Audit: log, Clock: b.clock, Ledger: ledger, Uses: new(atomic.Uint64)})
+	b.c, err = New(cfg, Deps{Provider: b.store, Issuer: issuer, Audit: log, Clock: b.clock, Ledger: ledger, Uses: new(atomic.Uint64), Keeper: b.keeper})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -25,10 +25,12 @@ type Status struct {
 	Left    int // failed authentications that the budget still allows what serves
 
 	// Degraded is until when the sealed copy serves in place of a secrets
-	// manager that is down; zero: it does not.
-	Degraded time.Time
-	Kept     time.Time // when the sealed copy was written; zero: there is none
-	KeepErr  error     // why it could not be; nil: it could
+	// manager that is down, and Confirmed the manager's last good answer before
+	// that; zero: it does not.
+	Degraded, Confirmed time.Time
+	Withheld            *Error    // why it does not serve any more; nil: it does
+	Kept                time.Time // the manager's last good answer that the sealed copy has; zero: none is known of
+	KeepErr             error     // why there is none, or not of now; nil: nothing is wrong
 
 	Login    *LoginStatus // nil: the client needs none
 	Probed   time.Time    // when the API last took what serves; zero: never
@@ -55,10 +57,10 @@ func (t trouble) status() Trouble {
 
 // Status tells the state now.
 func (c *Credential) Status() Status {
-	live := c.Current()
+	live, withheld := c.Current(), c.withheld(c.deps.Clock.Now())
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := Status{Checked: c.checked.Wall, Provider: c.provider.status(), Issuer: c.issuer.status(), State: c.state.status()}
+	s := Status{Withheld: withheld, Kept: c.kept.confirmed, KeepErr: c.kept.err, Checked: c.checked.Wall, Provider: c.provider.status(), Issuer: c.issuer.status(), State: c.state.status()}
 	if s.Issuer.Err != nil {
 		s.Issuer.Err = issuerError(s.Issuer.Err, c.issuer.until.Until(c.deps.Clock.Now()))
 	}
@@ -68,9 +70,8 @@ func (c *Credential) Status() Status {
 		s.Dead, s.Remedy = c.refused(live.id), c.remedy()
 		s.Left = c.ledger.left(c.deps.Clock.Now().Wall, share(c.cfg.Failures, c.cfg.Hosts), live.id)
 	}
-	s.Degraded, s.KeepErr = c.degraded, c.kept.err
-	if c.kept.id != "" {
-		s.Kept = c.kept.at.Wall
+	if c.brown.on() {
+		s.Degraded, s.Confirmed = c.brown.until.Wall.UTC(), c.brown.confirmed
 	}
 	if c.login != nil {
 		s.Login = c.login.status.Load()

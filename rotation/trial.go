@@ -36,13 +36,17 @@ type proven struct {
 // Try proves a whole bundle that is not stored yet. name tells it apart from
 // other trials in the state file, and holds nothing secret: two attempts with
 // one name are a minute apart at least. how is mint, refresh or probe; empty
-// means that nothing can prove it. fields stay the caller's.
+// means that nothing can prove it. A bundle that lacks a required field is
+// proved if it has those that the issuer needs; the API is not asked then.
+// fields stay the caller's.
 // Errors are of type *Error, or ctx's; RetryAfter says when to try again.
 func (c *Credential) Try(ctx context.Context, name string, fields map[string]secret.Secret) (how Prove, err error) {
 	if c.cfg.Prove == ProveNone {
 		return "", nil
 	}
-	if lacks := c.lacking(providers.Bundle{Fields: fields}, nil); lacks != "" {
+	b := providers.Bundle{Fields: fields}
+	lacks := c.lacking(b, nil)
+	if lacks != "" && (c.cfg.Prove == ProveProbe || c.cfg.Proving == nil || len(absent(c.cfg.Proving, b)) > 0) {
 		return "", &Error{Kind: RequestRefused, Detail: lacks}
 	}
 	if err := c.ledger.minting.take(ctx); err != nil {
@@ -54,7 +58,7 @@ func (c *Credential) Try(ctx context.Context, name string, fields map[string]sec
 		return "", err
 	}
 	live := &Live{Version: "(not stored)", Fields: own, id: c.id("try." + providers.Version(name)), trial: true}
-	proof, err := c.try(ctx, live)
+	proof, err := c.try(ctx, live, lacks == "")
 	if err != nil {
 		wipe(own)
 		return "", err
@@ -66,7 +70,7 @@ func (c *Credential) Try(ctx context.Context, name string, fields map[string]sec
 	return c.cfg.Prove, nil
 }
 
-func (c *Credential) try(ctx context.Context, live *Live) (proof *oidc.Token, err error) {
+func (c *Credential) try(ctx context.Context, live *Live, complete bool) (proof *oidc.Token, err error) {
 	now := c.deps.Clock.Now()
 	if last := c.ledger.lastFailure(live.id); !last.IsZero() {
 		if wait := trialPause - now.Wall.Sub(last); wait > 0 && wait <= trialPause {
@@ -82,7 +86,7 @@ func (c *Credential) try(ctx context.Context, live *Live) (proof *oidc.Token, er
 		}
 		proof = &t
 	}
-	if c.deps.Prober != nil {
+	if c.deps.Prober != nil && complete {
 		if err := c.proveByProbe(ctx, live, proof); err != nil {
 			return nil, untold(err)
 		}

@@ -9,6 +9,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/fake"
 	"credentialbroker/internal/secret"
+	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
 
@@ -86,6 +87,35 @@ func TestTryRefused(t *testing.T) {
 		}
 		if _, err := b.mint(); err != nil {
 			t.Errorf("what serves: %v", err)
+		}
+	})
+}
+
+// unasked is an API of which nothing may be asked.
+type unasked struct{ t testing.TB }
+
+func (u unasked) Probe(context.Context, *Live, *oidc.Token) error {
+	u.t.Error("the API was asked")
+	return nil
+}
+
+// A pair is tried while the API key is still missing: the issuer judges it, and
+// the API is not asked.
+func TestTryIncomplete(t *testing.T) {
+	inBench(t, Config{Required: []string{"api_key", "client_id", "client_secret"}, Proving: []string{"client_id", "client_secret"}}, func(b *bench) {
+		t := b.t
+		b.c.deps.Prober = unasked{t}
+		if how, err := b.c.Try(t.Context(), "intake", pair("one")); err != nil || how != ProveMint {
+			t.Errorf("the pair alone: %q, %v", how, err)
+		}
+		minted := b.issuer.Stats().Minted
+		_, err := b.c.Try(t.Context(), "intake", map[string]secret.Secret{"client_secret": secret.FromString("one"), "api_key": secret.FromString("k")})
+		wantKind(t, err, RequestRefused)
+		b.c.cfg.Prove = ProveProbe
+		_, err = b.c.Try(t.Context(), "intake", pair("one"))
+		wantKind(t, err, RequestRefused)
+		if n := b.issuer.Stats().Minted; n != minted || minted == 0 {
+			t.Errorf("%d tokens for what cannot be proved", n-minted)
 		}
 	})
 }

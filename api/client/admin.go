@@ -72,6 +72,24 @@ func (a *Admin) NewKey(ctx context.Context, name string, k NewKey) (*Key, error)
 	return send[Key](ctx, a.dial(), clientPath(name, "keys"), k)
 }
 
+// Intake has values that an issuer sent proved, and stored where the daemon may
+// (role operate). accept stores them even unproved. The values stay the
+// caller's to wipe; names of fields are made of a to z and _.
+func (a *Admin) Intake(ctx context.Context, name string, fields map[string][]byte, accept bool) (*Intake, error) {
+	body := intakeBody(fields, accept)
+	defer clear(body)
+	b, err := a.dial().whole(ctx, http.MethodPost, clientPath(name, "intake"), body)
+	if err != nil {
+		return nil, err
+	}
+	return decode[Intake](b)
+}
+
+// RotateKey takes the rotation of the client's key one step on (role operate).
+func (a *Admin) RotateKey(ctx context.Context, name string, r KeyRotation) (*RotatedKey, error) {
+	return send[RotatedKey](ctx, a.dial(), clientPath(name, "keys/rotate"), r)
+}
+
 // StartLogin begins a person's login, in place of one that is under way (role
 // operate).
 func (a *Admin) StartLogin(ctx context.Context, name string, l LoginStart) (*Login, error) {

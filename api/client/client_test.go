@@ -78,6 +78,10 @@ func TestRequests(t *testing.T) {
 			_, err := a.NewKey(ctx, "acm", NewKey{Kind: "p-256", Certificate: true})
 			return err
 		},
+		`POST /v1/clients/vdab/intake {"fields":{"api_key":"a\"b\\c\u000a\u001fé","client_id":"i"},"accept":true}`: func() error {
+			_, err := a.Intake(ctx, "vdab", map[string][]byte{"client_id": []byte("i"), "api_key": []byte("a\"b\\c\n\x1fé")}, true)
+			return err
+		},
 		`POST /v1/clients/mkp/login {}`: func() error { _, err := a.StartLogin(ctx, "mkp", LoginStart{}); return err },
 		`POST /v1/clients/mkp/login/finish {"state":"s","code":"c"}`: func() error {
 			_, err := a.FinishLogin(ctx, "mkp", LoginFinish{State: "s", Code: "c"})

@@ -1,5 +1,11 @@
 package client
 
+import (
+	"maps"
+	"slices"
+	"strconv"
+)
+
 // Intake is the answer of POST /v1/clients/{client}/intake, whose body is
 // {"fields": {NAME: VALUE}, "accept": bool}: the values of an issuer's mail, on
 // their way to the secrets manager.
@@ -13,6 +19,9 @@ type Intake struct {
 	// Proved says how they were shown to work: mint, refresh, probe; empty:
 	// they were not, and accept allowed that.
 	Proved string `json:"proved,omitempty"`
+	// Unprovable says that nothing can prove them, rather than that the issuer
+	// could not be asked.
+	Unprovable bool `json:"unprovable,omitempty"`
 	// Changed are the given fields that the secrets manager has with another
 	// value, or not at all.
 	Changed []string `json:"changed,omitempty"`
@@ -29,14 +38,14 @@ type Intake struct {
 }
 
 // KeyRotation is what an administrator asks of POST
-// /v1/clients/{client}/keys/rotate. Zero: make a pending key, if there is none
-// yet.
+// /v1/clients/{client}/keys/rotate. Each request is one step, which may be
+// repeated. Zero: make a pending key, if there is none yet.
 type KeyRotation struct {
 	NewKey
 	// KeyID is the issuer's own name for the new key. Empty: its thumbprint.
 	KeyID string `json:"key_id,omitempty"`
 	// Probe asks the issuer whether it takes the pending key, and makes it the
-	// key if so.
+	// key if so. Without a pending key the answer is the key that there is.
 	Probe bool `json:"probe,omitempty"`
 	// Abandon gives the pending key up.
 	Abandon bool `json:"abandon,omitempty"`
@@ -62,4 +71,32 @@ type RotatedKey struct {
 	Reason     string `json:"reason"` // in words
 	// Steps are what a person does at the issuer, from the preset.
 	Steps []string `json:"steps,omitempty"`
+}
+
+// intakeBody is written by hand, into one buffer of its final size: an encoder
+// would leave copies behind.
+func intakeBody(fields map[string][]byte, accept bool) []byte {
+	size := len(`{"fields":{},"accept":false}`)
+	for name, v := range fields {
+		size += len(`"":"",`) + len(name) + len(`\u0000`)*len(v)
+	}
+	b := append(make([]byte, 0, size), `{"fields":{`...)
+	for i, name := range slices.Sorted(maps.Keys(fields)) {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(append(append(b, '"'), name...), `":"`...)
+		for _, c := range fields[name] {
+			switch {
+			case c == '"' || c == '\\':
+				b = append(b, '\\', c)
+			case c < ' ':
+				b = append(b, '\\', 'u', '0', '0', "0123456789abcdef"[c>>4], "0123456789abcdef"[c&15])
+			default:
+				b = append(b, c)
+			}
+		}
+		b = append(b, '"')
+	}
+	return append(strconv.AppendBool(append(b, `},"accept":`...), accept), '}')
 }

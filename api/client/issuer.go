@@ -33,6 +33,8 @@ type Key struct {
 	Certificate string          `json:"certificate,omitempty"` // PEM, if the bundle has one
 	// Missing are the fields that the client needs and its secret lacks.
 	Missing []string `json:"missing,omitempty"`
+	// Pending is the key that waits for the issuer to know it; nil: there is none.
+	Pending *Key `json:"pending,omitempty"`
 }
 
 // LoginStart begins a person's login: POST /v1/clients/{client}/login.

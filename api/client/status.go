@@ -60,6 +60,9 @@ type StatusClient struct {
 	// Pinned is the version that an administrator wants to serve; empty: the
 	// newest does.
 	Pinned string `json:"pinned,omitempty"`
+	// PendingKey is the key identifier of a key that waits for the issuer to
+	// know it; empty: there is none.
+	PendingKey string `json:"pending_key,omitempty"`
 	// Candidate is a newer version that is not in use yet.
 	Candidate string `json:"candidate,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.
@@ -77,6 +80,16 @@ type StatusClient struct {
 	// Steps are what a person does at the issuer to replace the secret; empty:
 	// it is neither due nor refused, or the preset has none.
 	Steps []string `json:"steps,omitempty"`
+
+	// DegradedUntil is until when, at most, a sealed copy of this host serves
+	// in place of a secrets manager that has been down since before the daemon
+	// started, and DegradedReason says so in words; zero: none does.
+	DegradedUntil  time.Time `json:"degraded_until,omitzero"`
+	DegradedReason string    `json:"degraded_reason,omitempty"`
+	// Kept is the secrets manager's last good answer that the sealed copy has;
+	// zero: there is none, or none is known of. KeepError says why not.
+	Kept      time.Time `json:"kept,omitzero"`
+	KeepError string    `json:"keep_error,omitempty"`
 
 	// Login is the state of a person's login (authorization_code); nil: the
 	// client needs none.

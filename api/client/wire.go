@@ -64,4 +64,7 @@ type ReadinessClient struct {
 	Code   Code   `json:"code,omitempty"`   // why not
 	Reason string `json:"reason,omitempty"` // in words
 	Runway int64  `json:"runway_seconds"`   // for how long the tokens in hand serve
+	// DegradedUntil is until when, at most, a sealed copy serves in place of a
+	// secrets manager that is down; zero: none does. A consumer notices nothing.
+	DegradedUntil time.Time `json:"degraded_until,omitzero"`
 }

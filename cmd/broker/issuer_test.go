@@ -52,6 +52,10 @@ func startIssuer(ts *testscript.TestScript, _ bool, args []string) {
 		i.Set(fake.Fault{Kind: fake.FaultKind(args[1])})
 		return
 	}
+	if args[0] == "intake" {
+		startMailing(ts, i)
+		return
+	}
 	i.client = fake.Client{ID: rand.Text(), Secret: rand.Text() + rand.Text(), RedirectURIs: []string{"http://127.0.0.1/callback"}, Scopes: []string{"read"}}
 	fields := map[string]secret.Secret{"client_id": secret.FromString(i.client.ID), "client_secret": secret.FromString(i.client.Secret)}
 	switch args[0] {

@@ -28,8 +28,8 @@ func keysCommand(s *sockets) *cobra.Command {
 			"is made inside the daemon and goes straight into the secrets manager: no screen, no file. The public half is\n" +
 			"for the issuer.",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-		Example: "  broker keys new acm\n  broker keys show acm\n  broker keys export acm --format jwk"}
-	c.AddCommand(keysNew(s), keysShow(s), keysExport(s))
+		Example: "  broker keys new acm\n  broker keys show acm\n  broker keys export acm --format jwk\n  broker keys rotate acm"}
+	c.AddCommand(keysNew(s), keysShow(s), keysExport(s), keysRotate(s))
 	return c
 }
 
@@ -96,7 +96,11 @@ func keysShow(s *sockets) *cobra.Command {
 				certificate = "broker keys export " + key.Client + " --format certificate prints it"
 			}
 			fmt.Fprintf(out, "client       %s\nversion      %s\nkid          %s\nalg          %s\ncertificate  %s\n", key.Client, key.Version, key.KeyID, key.Algorithm, certificate)
-			return printJSON(out, key.JWK)
+			if err := printJSON(out, key.JWK); err != nil || key.Pending == nil {
+				return err
+			}
+			fmt.Fprintf(out, "\na new key waits for the issuer to know it (broker keys rotate %s):\nkid          %s\nalg          %s\n", key.Client, key.Pending.KeyID, key.Pending.Algorithm)
+			return printJSON(out, key.Pending.JWK)
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c

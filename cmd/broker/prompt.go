@@ -30,32 +30,74 @@ func hide(in *os.File) (show func(), err error) {
 
 // readLine reads one line, or what there is of it, until ctx ends.
 func readLine(ctx context.Context, in *os.File) (string, error) {
-	fd := int(in.Fd())
+	line, err := readBytes(ctx, in)
+	defer clear(line)
+	return string(line), err
+}
+
+// readBytes is readLine whose caller wipes the line. It reads no byte beyond:
+// the next line may be for another question.
+func readBytes(ctx context.Context, in *os.File) ([]byte, error) {
 	buf := make([]byte, maxLine)
-	defer clear(buf)
-	for n := 0; n < len(buf); {
-		if err := readable(ctx, fd); err != nil {
-			return "", err
+	for n := range buf {
+		more, err := readSome(ctx, in, buf[n:n+1])
+		switch {
+		case err != nil:
+			clear(buf)
+			return nil, err
+		case more == 0 && n == 0:
+			return nil, io.ErrUnexpectedEOF
+		case more == 0:
+			return buf[:n], nil
+		case buf[n] == '\n':
+			return buf[:n], nil
 		}
-		more, err := unix.Read(fd, buf[n:])
+	}
+	clear(buf)
+	return nil, errors.New("the line is too long")
+}
+
+// readAll reads to the end, at most most bytes, into one buffer that the caller
+// wipes.
+func readAll(ctx context.Context, in *os.File, most int) ([]byte, error) {
+	buf := make([]byte, most)
+	n := 0
+	for n < most {
+		more, err := readSome(ctx, in, buf[n:])
+		if err != nil {
+			clear(buf)
+			return nil, err
+		}
+		if more == 0 {
+			break
+		}
+		n += more
+	}
+	return buf[:n], nil
+}
+
+// readSome is one read that ctx can end; 0: there is no more.
+func readSome(ctx context.Context, in *os.File, buf []byte) (int, error) {
+	fd := int(in.Fd())
+	for {
+		if err := readable(ctx, fd); err != nil {
+			return 0, err
+		}
+		n, err := unix.Read(fd, buf)
 		switch {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
 			continue
 		case err != nil:
-			return "", os.NewSyscallError("read", err)
-		case more == 0 && n == 0:
-			return "", io.ErrUnexpectedEOF
-		case more == 0:
-			return string(buf[:n]), nil
+			return 0, os.NewSyscallError("read", err)
 		}
-		for i := n; i < n+more; i++ {
-			if buf[i] == '\n' {
-				return string(buf[:i]), nil
-			}
-		}
-		n += more
+		return n, nil
 	}
-	return "", errors.New("the line is too long")
+}
+
+// isTerminal says whether somebody sits at the other end.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // readable waits until fd has something to read, or ctx ends.

@@ -51,7 +51,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
-			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson,
+			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson, "talk": talk, "rotates": playRotation,
 		},
 	})
 }

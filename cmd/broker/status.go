@@ -84,6 +84,8 @@ func judge(st *client.Status) (code int, problems []string) {
 		switch {
 		case !c.Ready:
 			say(2, "%s: %s", c.Client, c.Reason)
+		case !c.DegradedUntil.IsZero():
+			say(1, "%s: %s", c.Client, degraded(&c))
 		case strings.HasPrefix(c.APIKey, "rejected"):
 			say(1, "%s: the API key was %s", c.Client, c.APIKey)
 		case c.Candidate != "":
@@ -92,6 +94,9 @@ func judge(st *client.Status) (code int, problems []string) {
 			say(1, "%s: serves from memory for %d s", c.Client, c.Runway)
 		case c.Login != nil && c.Login.State != "ok":
 			say(1, "%s: %s", c.Client, loginText(&c))
+		}
+		if c.KeepError != "" && c.DegradedUntil.IsZero() {
+			say(1, "%s: no copy for a start in an outage: %s", c.Client, c.KeepError)
 		}
 		for _, text := range narrowed(&c) {
 			say(1, "%s: %s", c.Client, text)
@@ -117,8 +122,11 @@ func printStatus(out io.Writer, st *client.Status) error {
 	fmt.Fprintln(w, "CLIENT\tSTATE\tRUNWAY\tVERSION\tAGE\tMANAGER\tOWNER")
 	for _, c := range st.Clients {
 		state := "ready"
-		if !c.Ready {
+		switch {
+		case !c.Ready:
 			state = string(c.Code)
+		case !c.DegradedUntil.IsZero():
+			state = "DEGRADED"
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s (%s)\t%s\n", c.Client, state, time.Duration(c.Runway)*time.Second, orDash(c.Version), days(c.Age), c.Provider, c.Source.State, c.Owner)
 	}
@@ -144,7 +152,7 @@ func remarks(c *client.StatusClient) []string {
 		reason = "" // it is said below
 	}
 	var list []string
-	for _, line := range []struct{ what, text string }{{"", reason}, {"", loginText(c)}, {"a new version waits: ", c.Candidate},
+	for _, line := range []struct{ what, text string }{{"", reason}, {"", degraded(c)}, {"no copy for a start in an outage: ", c.KeepError}, {"", loginText(c)}, {"a new version waits: ", c.Candidate}, {"", pendingKey(c)},
 		{"API key: ", c.APIKey}, {"secrets manager: ", c.Source.Reason}} {
 		if line.text != "" {
 			list = append(list, line.what+line.text)
@@ -162,6 +170,22 @@ func remarks(c *client.StatusClient) []string {
 		list = append(list, text)
 	}
 	return list
+}
+
+func pendingKey(c *client.StatusClient) string {
+	if c.PendingKey == "" {
+		return ""
+	}
+	return fmt.Sprintf("a new key (%s) waits for the issuer: broker keys rotate %s", c.PendingKey, c.Client)
+}
+
+// degraded says by what a client lives while its secrets manager is down, if by
+// nothing else; empty: it does not.
+func degraded(c *client.StatusClient) string {
+	if c.DegradedUntil.IsZero() || c.Reason != "" && c.DegradedReason == c.Reason {
+		return ""
+	}
+	return "DEGRADED until " + c.DegradedUntil.UTC().Format(time.RFC3339) + " at most: " + c.DegradedReason
 }
 
 // age says how a secret does that has a limit of age: level 1 from 80 % of it,

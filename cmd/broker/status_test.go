@@ -47,6 +47,17 @@ func TestStatusTells(t *testing.T) {
 		{ready(func(c *client.StatusClient) {
 			c.Tokens = []client.TokenStatus{{Scope: "a", Granted: "a"}, {Scope: "a b", Granted: "a", Narrowed: true}, {Scope: "c", Narrowed: true}}
 		}), 1, "mkp: scope: asked for a b, granted a; mkp: scope: asked for c, granted none", "mkp: scope: asked for a b, granted a"},
+		{ready(func(c *client.StatusClient) {
+			c.DegradedUntil, c.DegradedReason, c.KeepError = time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC), "its manager is down", "old"
+			c.Source = client.SourceStatus{State: "failing", Reason: "no answer"}
+		}), 1, "mkp: DEGRADED until 2026-11-22T09:00:00Z at most: its manager is down", "mkp: DEGRADED until 2026-11-22T09:00:00Z at most: its manager is down"},
+		{ready(func(c *client.StatusClient) { c.DegradedUntil = time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC) }), 1, "mkp: DEGRADED", "mkp     DEGRADED  1m30s"},
+		{ready(func(c *client.StatusClient) {
+			c.Ready, c.Code, c.Reason = false, client.ProviderUnavailable, "its copy has run out"
+			c.DegradedUntil, c.DegradedReason = time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC), c.Reason
+		}), 2, "mkp: its copy has run out", "mkp: its copy has run out"},
+		{ready(func(c *client.StatusClient) { c.Kept = time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC) }), 0, "", ""},
+		{ready(func(c *client.StatusClient) { c.KeepError = "the disk is full" }), 1, "mkp: no copy for a start in an outage: the disk is full", "mkp: no copy for a start in an outage: the disk is full"},
 		{aged(100, false), 0, "", "mkp: the secret is due on 2027-11-21\n"},
 		{aged(292, false), 0, "", "mkp: the secret is due on 2027-11-21\n"}, // 80 % to the day
 		{aged(293, false), 1, "the secret is 293 days old and due in 72 days, on 2027-11-21", "  2. store it"},

@@ -31,7 +31,7 @@ import (
 func (s *server) administration(metrics prometheus.Gatherer) api.Administration {
 	return api.Administration{
 		Roles: s.roles, Act: s.act, Denied: s.broker.DeniedRole, Status: s.status, Reload: s.reload, Live: s.live,
-		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey,
+		Retry: s.retry, Rotate: s.rotate, Key: s.broker.Key, NewKey: s.broker.NewKey, Intake: s.intake, RotateKey: s.rotateKey,
 		Login: func(ctx context.Context, name string, l client.LoginStart) (client.Login, error) {
 			return s.broker.StartLogin(ctx, name, l.RedirectURI)
 		},
@@ -97,6 +97,7 @@ func (s *server) install(c *configs.Config) error {
 	case s.relogin <- struct{}{}:
 	default:
 	}
+	s.copies(c)
 	return nil
 }
 
@@ -126,6 +127,7 @@ func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change,
 	}
 	s.audit.Note(audit.Event{Type: audit.ConfigLoaded, Actor: actor(who),
 		Detail: map[string]string{"changes": fmt.Sprint(len(changes)), "wider": fmt.Sprint(wider)}})
+	changes = append(changes, copiesLeft(old, c)...)
 	if !reflect.DeepEqual(old.Audit, c.Audit) || old.Sockets != c.Sockets || old.State != c.State || old.Limits != c.Limits {
 		changes = append(changes, client.Change{What: "audit, limits, sockets and state are taken at the next start of the daemon: run systemctl restart credential-broker"})
 	}
@@ -188,6 +190,14 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 	return o, nil
 }
 
+func (s *server) intake(ctx context.Context, name string, in broker.Intake) (client.Intake, error) {
+	out, err := s.broker.Intake(ctx, name, in)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.Kind = s.current.config.Providers[out.Provider].Kind()
+	return out, err
+}
+
 func (s *server) status() client.Status {
 	s.mu.Lock()
 	config := s.current.config
@@ -248,7 +258,7 @@ func state(err error, good time.Time) string {
 func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.StatusClient {
 	k := c.Credential
 	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
-		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), MaxAge: int64(c.MaxAge / time.Second),
+		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), PendingKey: c.PendingKey, MaxAge: int64(c.MaxAge / time.Second),
 		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.Provider.Err, k.Checked)}, Tokens: []client.TokenStatus{}}
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail
@@ -284,6 +294,15 @@ func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.
 		if errors.As(t.Err, &e) && e.Kind == rotation.Protocol {
 			out.Issuer.Code = client.IssuerProtocolError
 		}
+	}
+	if !k.Degraded.IsZero() {
+		out.DegradedUntil, out.DegradedReason = k.Degraded, "the secrets manager does not answer: what it had at "+k.Confirmed.UTC().Format(time.RFC3339)+" serves, sealed on this host"
+		if k.Withheld != nil {
+			out.DegradedReason = k.Withheld.Detail
+		}
+	}
+	if out.Kept = k.Kept; k.KeepErr != nil {
+		out.KeepError = k.KeepErr.Error()
 	}
 	out.Due, out.Steps = replacement(c, cfg, s.clock.Now().Wall)
 	out.APIKey = keyStatus(c)

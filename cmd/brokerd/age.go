@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"time"
 
+	"credentialbroker/api/client"
 	"credentialbroker/configs"
 	"credentialbroker/internal/broker"
 )
@@ -16,4 +18,15 @@ func replacement(c broker.ClientStatus, cfg configs.Client, now time.Time) (due 
 		steps = cfg.Rotation.Steps
 	}
 	return due.UTC(), steps
+}
+
+// rotateKey adds what a person does at the issuer.
+func (s *server) rotateKey(ctx context.Context, name string, r client.KeyRotation) (client.RotatedKey, error) {
+	out, err := s.broker.RotateKey(ctx, name, r)
+	if err == nil && out.State == client.KeyPending {
+		s.mu.Lock()
+		out.Steps = s.current.config.Clients[name].Rotation.Steps
+		s.mu.Unlock()
+	}
+	return out, err
 }

@@ -26,8 +26,10 @@ var version = "unknown"
 // Exit codes, as sysexits.h has them.
 const (
 	exitUsage       = 64
+	exitData        = 65
 	exitUnavailable = 69
 	exitTryAgain    = 75
+	exitNotAllowed  = 77
 	exitConfig      = 78
 )
 
@@ -62,7 +64,10 @@ func exitCode(err error) int {
 	var p configs.Problems
 	var u usageError
 	var p503 *client.Problem
+	var f storeError
 	switch {
+	case errors.As(err, &f):
+		return f.exit()
 	case errors.As(err, &p), errors.Is(err, errConfig):
 		return exitConfig
 	case errors.As(err, &u):
@@ -95,7 +100,7 @@ func command() *cobra.Command {
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), checkCommand(), presetsCommand(), demoCommand(), hostCommand(), spoolCommand())
+	root.AddCommand(serveCommand(), checkCommand(), presetsCommand(), demoCommand(), hostCommand(), spoolCommand(), storeCommand())
 	return root
 }
 

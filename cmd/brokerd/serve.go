@@ -222,6 +222,7 @@ func (s *server) tell(ctx context.Context) error {
 			if c.KeyComplaints > 0 {
 				key = "rejected"
 			}
+			s.tellCopy(said, c)
 			switch {
 			case now != "" && said[c.Name] != now:
 				s.log.Warn("a client cannot be served", "client", c.Name, "code", now, "reason", c.Problem.Detail)

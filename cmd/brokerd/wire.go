@@ -87,7 +87,8 @@ func (o *opened) clients() ([]broker.Client, error) {
 func (o *opened) client(name string, c configs.Client, transport *outbound.Exchange) broker.Client {
 	b := broker.Client{
 		Name: name, Provider: o.providers[c.Secret.Provider], ProviderName: c.Secret.Provider,
-		Allow: c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
+		Writer: o.providers[o.config.Providers[c.Secret.Provider].Write], // nil: none is named
+		Allow:  c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
 		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
 		KeyRejected: c.KeyRejected, Transport: transport,
@@ -105,6 +106,10 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 	}
 	if c.Probe.URL != "" {
 		b.Probe = &broker.Probe{Method: cmp.Or(c.Probe.Method, http.MethodGet), URL: c.Probe.URL, Transport: transport}
+	}
+	if o.config.Copied(c) {
+		b.Keeper, _ = o.providers[o.config.BrownOut.Provider].(rotation.Keeper) // the store of kind file is one
+		b.Rotation.KeepFor = o.config.BrownOut.MaxAge.D()
 	}
 	if r := c.Refresh; r != nil {
 		b.RefreshProvider = o.providers[r.Provider]

@@ -32,7 +32,7 @@ type round struct {
 }
 
 // mentions are what the text calls commands by without their arguments.
-var mentions = []string{"broker keys new", "broker login", "broker revoke"}
+var mentions = []string{"broker intake", "broker keys new", "broker login", "broker revoke"}
 
 // elsewhere are commands that need another client than the one before them:
 // the one whose grant this is.

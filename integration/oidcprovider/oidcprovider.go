@@ -61,6 +61,7 @@ type Registration struct {
 	Type      string   `json:"application_type,omitempty"`
 	Scope     string   `json:"scope,omitempty"` // all that it may have; empty: read and write
 	Keys      *JWKS    `json:"jwks,omitempty"`
+	KeysAt    string   `json:"jwks_uri,omitempty"` // in place of Keys; read again after a minute
 	Subject   string   `json:"tls_client_auth_subject_dn,omitempty"`
 	Bound     bool     `json:"tls_client_certificate_bound_access_tokens,omitempty"`
 }

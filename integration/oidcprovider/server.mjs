@@ -35,6 +35,8 @@ function provider(issuer) {
       ClientCredentials: (ctx, token) => token.resourceServer?.accessTokenTTL ?? 600 },
     clientAuthMethods: ['client_secret_basic', 'client_secret_post', 'client_secret_jwt', 'private_key_jwt', 'tls_client_auth', 'self_signed_tls_client_auth', 'none'],
     clockTolerance: 0,
+    // Clients publish their keys on loopback, where it would not go by itself.
+    fetch: (url, { dispatcher: _, ...options }) => globalThis.fetch(url, options),
     pkce: { required: () => true },
     issueRefreshToken: (ctx, client) => client.grantTypeAllowed('refresh_token'),
     rotateRefreshToken: true,

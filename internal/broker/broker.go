@@ -75,7 +75,7 @@ type Client struct {
 	Writer providers.Provider
 	// Keeper seals the bundle on this host, for a start while Provider is down.
 	// Nil: nothing is kept.
-	Keeper providers.Provider
+	Keeper rotation.Keeper
 	// Issuer is nil for a client that has an API key alone.
 	Issuer *oidc.Profile
 	// RefreshProvider holds Rotation.Refresh; nil if there is none.
@@ -320,13 +320,16 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		deps.Issuer, c.issuer = issuer, issuer
 	}
 	rc := cfg.Rotation
+	if cfg.Issuer != nil {
+		rc.Proving = cfg.Issuer.Fields()
+	}
 	rc.Client, rc.Delay, rc.Default = cfg.Name, delay, cfg.Default
 	cred, err := rotation.New(rc, deps)
 	if err != nil {
 		return nil, err
 	}
-	if sameIssuer && old.cred.Current() != nil {
-		cred.Adopt(old.cred.Current())
+	if sameIssuer {
+		cred.Adopt(old.cred)
 	}
 	c.cred = cred
 	return c, nil

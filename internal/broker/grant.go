@@ -160,4 +160,6 @@ type ClientReadiness struct {
 	Reason string      `json:"reason,omitempty"` // in words
 	// Runway is for how many seconds tokens in hand will serve.
 	Runway int64 `json:"runway_seconds"`
+	// DegradedUntil is until when a sealed copy serves; zero: none does.
+	DegradedUntil time.Time `json:"degraded_until,omitzero"`
 }

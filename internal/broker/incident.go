@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -27,7 +28,8 @@ func (b *Broker) Holds(text []byte) bool {
 	for _, cl := range b.clients.Load().byName {
 		if live := cl.cred.Current(); live != nil {
 			for name, v := range live.Fields {
-				if name != "client_id" && holds(text, lower, v) {
+				public := slices.Contains([]string{"client_id", fieldCertificate, fieldKeyID, pendingKeyID}, name)
+				if !public && holds(text, lower, v) {
 					return true
 				}
 			}

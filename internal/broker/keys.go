@@ -43,9 +43,9 @@ func (b *Broker) Key(ctx context.Context, name string) (client.Key, error) {
 	}
 	defer bundle.Wipe()
 	if bundle.Fields[fieldPrivateKey].Empty() {
-		return client.Key{}, &Error{Code: client.NotFound, Detail: fmt.Sprintf("the secret of %s has no private_key: broker keys new %s makes one", name, name)}
+		return client.Key{}, noKeyYet(name)
 	}
-	return cl.publicKey(bundle)
+	return cl.publicKeys(bundle)
 }
 
 // NewKey makes a key pair, or a certificate around the key that there is. The
@@ -76,7 +76,7 @@ func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (c
 	}
 	defer wipeFields(values)
 	b.uses.Add(1)
-	version, err := providers.Store(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, values, providers.Absent)
+	version, err := providers.Store(ctx, cl.writer(), cl.cfg.Rotation.Spec, values, providers.Absent)
 	b.uses.Add(1)
 	if err != nil {
 		return client.Key{}, &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err,
@@ -109,7 +109,7 @@ func (b *Broker) generate(cl *cachedClient, want client.NewKey, have providers.B
 			values[fieldPrivateKey], err = key.PEM()
 		}
 	} else if err == nil && (!want.Certificate || !have.Fields[fieldCertificate].Empty()) {
-		err = fmt.Errorf("%s has a private_key already, which the issuer may know: broker keys show %[1]s prints its public half; to begin anew, remove the field in the secrets manager first", cl.cfg.Name)
+		err = fmt.Errorf("%s has a private_key already, which the issuer may know: broker keys show %[1]s prints its public half; broker keys rotate %[1]s replaces it", cl.cfg.Name)
 	}
 	if err == nil && want.Certificate {
 		now := b.o.Clock.Now().Wall
@@ -167,8 +167,12 @@ func (c *cachedClient) wants(field string) bool {
 
 // readBundle reads what there is, complete or not; nothing is no error.
 func (b *Broker) readBundle(ctx context.Context, cl *cachedClient) (providers.Bundle, error) {
+	return b.readFrom(ctx, cl, cl.cfg.Provider)
+}
+
+func (b *Broker) readFrom(ctx context.Context, cl *cachedClient, p providers.Provider) (providers.Bundle, error) {
 	b.uses.Add(1)
-	bundle, err := providers.Load(ctx, cl.cfg.Provider, cl.cfg.Rotation.Spec, "")
+	bundle, err := providers.Load(ctx, p, cl.cfg.Rotation.Spec, "")
 	b.uses.Add(1)
 	if kind := providers.KindOf(err); kind != "" && kind != providers.NotFound {
 		return providers.Bundle{}, &Error{Code: client.ProviderUnavailable, RetryAfter: 30 * time.Second, Err: err,

@@ -89,6 +89,17 @@ func gauges(desc func(name, help string) *prometheus.Desc) []gauge {
 		number("tokens", "Tokens in hand.", func(s *ClientStatus) int { return len(s.Tokens) }),
 		number("tokens_narrowed", "Tokens in hand that have less scope than was asked for.", narrowed),
 
+		truth("client_degraded", "Whether a sealed copy of this host serves in place of a secrets manager that is down.", func(s *ClientStatus) bool { return !s.Credential.Degraded.IsZero() }),
+		{desc("client_kept_timestamp_seconds", "The secrets manager's last good answer that the sealed copy has; 0: it could not be written."), func(s *ClientStatus, _ time.Time) (float64, bool) {
+			if s.Credential.Kept.IsZero() {
+				return 0, s.Credential.KeepErr != nil
+			}
+			return float64(s.Credential.Kept.Unix()), true
+		}},
+		{desc("budget_left", "Failed authentications that the budget still allows the version that serves."), func(s *ClientStatus, _ time.Time) (float64, bool) {
+			return float64(s.Credential.Left), s.Credential.Version != "" && s.HasIssuer
+		}},
+
 		truth("provider_up", "Whether the secrets manager's last answer was good.", func(s *ClientStatus) bool { return s.Credential.Provider.Err == nil }),
 		truth("issuer_up", "Whether the issuer's last answer was good.", func(s *ClientStatus) bool { return s.Credential.Issuer.Err == nil }),
 		moment("provider_failing_since_timestamp_seconds", "Since when the secrets manager has given no good answer.", func(s *ClientStatus) time.Time { return s.Credential.Provider.Since }),

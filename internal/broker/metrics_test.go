@@ -2,17 +2,20 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"credentialbroker/api/client"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 	"credentialbroker/providers"
@@ -96,6 +99,53 @@ func TestMetricsTellTheState(t *testing.T) {
 			}
 		}
 		expose(t, w, "!issuer_failing_since_timestamp_seconds{client=\"vdab\"} 0")
+	})
+}
+
+func TestMetricsOfCopies(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.mustGet()
+		expose(t, w, `client_degraded{client="vdab"} 0`, `!client_kept_timestamp_seconds`, `budget_left{client="vdab"} 3`)
+		copies := fake.NewStore()
+		copies.SetFault(providers.Denied)
+		w.with(func(c *Client) { c.Keeper = copies })
+		begin := time.Now().Unix()
+		w.mustGet()
+		synctest.Wait()
+		expose(t, w, `client_kept_timestamp_seconds{client="vdab"} 0`)
+		copies.SetFault("")
+		time.Sleep(time.Minute)
+		if err := w.b.Retry("vdab"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		expose(t, w, `!client_kept_timestamp_seconds{client="vdab"} 0`)
+		w.store.SetFault(providers.Unavailable)
+		w.restart()
+		w.mustGet()
+		expose(t, w, fmt.Sprintf(`client_kept_timestamp_seconds{client="vdab"} %g`, float64(begin+60)), `client_degraded{client="vdab"} 1`, `client_ready{client="vdab"} 1`, `provider_up{client="vdab"} 0`)
+		if r := w.b.Ready(w.caller); !r.Ready || r.Clients[0].DegradedUntil.IsZero() {
+			t.Errorf("%+v", r)
+		}
+		// The end of it: first tokens in hand, then an error that says so.
+		w.issuer.Set(fake.Fault{Lifetime: 2 * time.Hour})
+		time.Sleep(23 * time.Hour)
+		w.mustGet()
+		time.Sleep(time.Hour)
+		w.mustGet()
+		time.Sleep(time.Hour)
+		_, err := w.get(Request{})
+		wantCode(t, err, client.ProviderUnavailable)
+		expose(t, w, `client_ready{client="vdab"} 0`, `client_problem{client="vdab",code="provider_unavailable"} 1`)
+		if r := w.b.Ready(w.caller); r.Ready {
+			t.Errorf("%+v", r)
+		}
+		w.store.SetFault("")
+		w.issuer.SetSecret(theID, "another", false)
+		time.Sleep(2 * time.Minute)
+		_, err = w.get(Request{})
+		wantCode(t, err, client.CredentialsRejected)
+		expose(t, w, `client_degraded{client="vdab"} 0`, `budget_left{client="vdab"} 2`)
 	})
 }
 

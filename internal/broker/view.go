@@ -56,7 +56,7 @@ func (b *Broker) Ready(c *access.Caller) Readiness {
 			r.Others++
 			continue
 		}
-		one := ClientReadiness{Client: name, Runway: int64(cl.runway(now) / time.Second)}
+		one := ClientReadiness{Client: name, Runway: int64(cl.runway(now) / time.Second), DegradedUntil: cl.cred.Degraded()}
 		if err := b.ready(cl, now); err != nil {
 			one.Code, one.Reason = err.Code, err.Detail
 		}
@@ -99,6 +99,8 @@ func (b *Broker) ready(c *cachedClient, now clock.Reading) *Error {
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "version " + string(s.Candidate) + " of the secret cannot be used: " + s.Waiting}
 	case s.Version == "":
 		err = &rotation.Error{Kind: rotation.NoBundle, Detail: "the secrets manager has not been read yet"}
+	case s.Withheld != nil:
+		err = s.Withheld
 	case c.issuer == nil:
 		return nil
 	case s.State.Err != nil:
@@ -133,7 +135,9 @@ type ClientStatus struct {
 	KeyComplaints      int // callers who said that the API refused the key
 	KeyLast            time.Time
 	HasKey             bool
+	HasIssuer          bool   // that issues tokens
 	Secret             string // where it is
+	PendingKey         string // kid of a key that waits for the issuer; empty: none
 }
 
 // TokenStatus is one token in the cache.
@@ -165,9 +169,10 @@ func (b *Broker) Status() []ClientStatus {
 func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 	s := ClientStatus{Name: c.cfg.Name, ProviderName: c.cfg.ProviderName, Owner: c.cfg.Owner, Credential: c.cred.Status(),
 		Runway: int64(c.runway(now) / time.Second), Problem: b.ready(c, now), EntryProblems: c.problems, MaxAge: c.cfg.Rotation.MaxAge,
-		Secret: c.cfg.Rotation.Spec.String(), Quarantined: b.incident(c.cfg.Name)}
+		Secret: c.cfg.Rotation.Spec.String(), HasIssuer: c.issuer != nil && !c.issuer.Local(), Quarantined: b.incident(c.cfg.Name)}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()
+		s.PendingKey = plain(live.Fields[pendingKeyID])
 	}
 	c.state.mu.Lock()
 	if c.state.bad.version == s.Credential.Version {

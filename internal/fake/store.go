@@ -9,8 +9,8 @@ import (
 	"credentialbroker/providers"
 )
 
-// A Store is a secrets manager in memory. It is a providers.Provider and a
-// providers.Writer.
+// A Store is a secrets manager in memory. It is a providers.Provider, a
+// providers.Writer and a rotation.Keeper.
 type Store struct {
 	mu      sync.Mutex
 	secrets map[string][]map[string]string // by path, one element a version
@@ -116,6 +116,32 @@ func (s *Store) Put(ctx context.Context, ref providers.Ref, fields map[string]se
 	s.stats.Puts++
 	s.secrets[ref.Path] = append(s.secrets[ref.Path], values)
 	return version(len(s.secrets[ref.Path])), nil
+}
+
+// Replace writes a new version in place of whatever is there.
+func (s *Store) Replace(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret) error {
+	s.mu.Lock()
+	expect := providers.Version("")
+	if n := len(s.secrets[ref.Path]); n > 0 {
+		expect = version(n)
+	}
+	s.mu.Unlock()
+	_, err := s.Put(ctx, ref, fields, expect)
+	return err
+}
+
+// Remove takes a secret away, with all its versions.
+func (s *Store) Remove(ctx context.Context, ref providers.Ref) error {
+	if err := s.trouble(ctx, ref, 0); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.secrets[ref.Path]) == 0 {
+		return failure(ref, providers.NotFound, "no such secret", nil)
+	}
+	delete(s.secrets, ref.Path)
+	return nil
 }
 
 func failure(ref providers.Ref, kind providers.Kind, message string, cause error) *providers.Error {

@@ -27,6 +27,7 @@ const (
 // Found is what a file holds. The caller wipes it.
 type Found struct {
 	Fields map[string]secret.Secret // what is sure, by ClientID, ClientSecret, APIKey
+	Places map[string]string        // where each of Fields stands: "credentials.txt, line 5"; nothing secret
 	Doubts []Doubt                  // what a person has to decide, in the order of the fields
 	Notes  []string                 // sentences for a person; nothing secret
 }

@@ -15,7 +15,7 @@ func (in *reader) result() (Found, error) {
 	if in.full {
 		return Found{}, &Error{TooLarge, fmt.Sprintf("more than %d values have the label of a credential", maxFinds), "paste those of one client"}
 	}
-	f := Found{Fields: map[string]secret.Secret{}}
+	f := Found{Fields: map[string]secret.Secret{}, Places: map[string]string{}}
 	for _, field := range []string{ClientID, ClientSecret, APIKey} {
 		if err := in.settle(&f, field); err != nil {
 			f.Wipe()
@@ -65,7 +65,7 @@ func (in *reader) settle(f *Found, field string) error {
 		}
 	}
 	if len(doubt.Candidates) == 1 && len(certain) == 1 {
-		f.Fields[field] = doubt.Candidates[0].Value
+		f.Fields[field], f.Places[field] = doubt.Candidates[0].Value, doubt.Candidates[0].Place
 		return nil
 	}
 	if len(certain) > 0 {

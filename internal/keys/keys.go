@@ -150,6 +150,24 @@ func (p *Private) Use(alg string) error {
 // key's JWK names, else RS256, ES256 or EdDSA.
 func (p *Private) Algorithm() string { return p.alg }
 
+// Kind is the kind for Generate that gives such a key. RSA of a size between
+// those is the next larger one.
+func (p *Private) Kind() string {
+	switch k := p.key.Signer.(type) {
+	case *rsa.PrivateKey:
+		switch n := k.N.BitLen(); {
+		case n <= 2048:
+			return "rsa-2048"
+		case n > 3072:
+			return "rsa-4096"
+		}
+		return "rsa-3072"
+	case *ecdsa.PrivateKey:
+		return "p-256"
+	}
+	return "ed25519"
+}
+
 // KeyID is the kid of the JWK that the key was stored as, else the key's
 // thumbprint: base64url of its SHA-256 (RFC 7638).
 func (p *Private) KeyID() string { return p.kid }

@@ -315,3 +315,12 @@ func TestNoPrintingShowsTheKey(t *testing.T) {
 		}
 	}
 }
+
+func TestKind(t *testing.T) {
+	for _, kind := range []string{"rsa-2048", "rsa-3072", "rsa-4096", "p-256", "ed25519"} {
+		k, err := keys.Generate(kind)
+		if err != nil || k.Kind() != kind {
+			t.Errorf("%s, %v, want %s", k.Kind(), err, kind)
+		}
+	}
+}

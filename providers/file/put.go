@@ -23,11 +23,44 @@ const lockName = ".lock"
 // Put replaces NAME.age in one step, under the store's lock: a reader has the
 // old file or the new one, also after a crash.
 func (s *store) Put(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret, expect providers.Version) (providers.Version, error) {
-	v, err := s.put(ctx, ref, fields, expect)
+	v, err := s.put(ctx, ref, fields, &expect)
 	return v, s.explain(err, ref)
 }
 
-func (s *store) put(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret, expect providers.Version) (providers.Version, error) {
+// Replace is Put in place of whatever is there, readable or not.
+func (s *store) Replace(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret) error {
+	_, err := s.put(ctx, ref, fields, nil)
+	return s.explain(err, ref)
+}
+
+// Remove takes NAME.age away, durably. If there is none, it says NotFound.
+func (s *store) Remove(ctx context.Context, ref providers.Ref) error {
+	return s.explain(s.remove(ctx, ref), ref)
+}
+
+func (s *store) remove(ctx context.Context, ref providers.Ref) error {
+	name, err := fileName(ref)
+	if err != nil {
+		return err
+	}
+	dir, err := s.openDir()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	unlock, err := lock(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := dir.Remove(name); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// put writes if the store has the version expect; nil: whatever it has.
+func (s *store) put(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret, expect *providers.Version) (providers.Version, error) {
 	name, err := fileName(ref)
 	if err != nil {
 		return "", err
@@ -46,13 +79,15 @@ func (s *store) put(ctx context.Context, ref providers.Ref, fields map[string]se
 		return "", err
 	}
 	defer unlock()
-	switch _, state, err := read(dir, name); {
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return "", err
-	case state.version != expect && expect == "":
-		return "", conflict("the secret exists already")
-	case state.version != expect:
-		return "", conflict("the secret has been changed or removed by another writer")
+	if expect != nil {
+		switch _, state, err := read(dir, name); {
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			return "", err
+		case state.version != *expect && *expect == "":
+			return "", conflict("the secret exists already")
+		case state.version != *expect:
+			return "", conflict("the secret has been changed or removed by another writer")
+		}
 	}
 	if err := replace(dir, name, sealed); err != nil {
 		return "", &providers.Error{Kind: kindOf(err), Message: "cannot write into the store " + s.c.Path + ": " + reason(err), Err: err}
@@ -148,6 +183,10 @@ func lock(ctx context.Context, dir *os.Root) (unlock func(), err error) {
 
 // replace writes a new file, makes it durable, and puts it in place.
 func replace(dir *os.Root, name string, content []byte) (err error) {
+	old, err := dir.Lstat(name)
+	if err != nil {
+		old = nil // there is none
+	}
 	tmp := ".new-" + rand.Text()
 	f, err := dir.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -159,16 +198,38 @@ func replace(dir *os.Root, name string, content []byte) (err error) {
 		}
 	}()
 	_, err = io.Copy(f, bytes.NewReader(content))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, keepReaders(f, dir, old), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := dir.Rename(tmp, name); err != nil {
 		return err
 	}
+	return syncDir(dir)
+}
+
+func syncDir(dir *os.Root) error {
 	d, err := dir.Open(".")
 	if err != nil {
 		return err
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// keepReaders lets the group read a new file that could read the old one, or
+// the directory: an administrator who stores a secret must not shut the daemon
+// out.
+func keepReaders(f *os.File, dir *os.Root, old fs.FileInfo) error {
+	like, also := old, fs.FileMode(0o044)
+	if old == nil {
+		var err error
+		if like, err = dir.Stat("."); err != nil {
+			return err
+		}
+		also = 0o040
+	}
+	if owner, ok := like.Sys().(*syscall.Stat_t); !ok || f.Chown(-1, int(owner.Gid)) != nil {
+		also &^= 0o040 // of another group
+	}
+	return f.Chmod(0o600 | like.Mode().Perm()&also)
 }

@@ -2,10 +2,12 @@ package file
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"credentialbroker/internal/secret"
 	"credentialbroker/providers"
+	"credentialbroker/providers/providertest"
 )
 
 func TestPut(t *testing.T) {
@@ -116,4 +119,81 @@ func TestRecipientsFile(t *testing.T) {
 			t.Errorf("%q, %v", b, err)
 		}
 	}
+}
+
+// Whoever stores a secret, the one who reads the store goes on reading it.
+func TestPutKeepsTheReaders(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	identity, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(t.TempDir(), "identity")
+	if err := identity.Use(func(b []byte) error { return os.WriteFile(name, b, 0o600) }); err != nil {
+		t.Fatal(err)
+	}
+	p := mustOpen(t, Config{Path: dir, IdentityFile: name, InsecureIdentity: true})
+	gid := os.Getgid()
+	if os.Geteuid() == 0 { // who may give files to any group
+		gid = 12346
+	}
+	secretFile, version := filepath.Join(dir, "a.age"), providers.Version("")
+	for _, c := range []struct{ of, mode, want os.FileMode }{{0, 0o700, 0o600}, {0, 0o750, 0o640}, {0, 0o755, 0o640}, {1, 0o640, 0o640}, {1, 0o600, 0o600}, {1, 0o444, 0o644}} {
+		like := []string{dir, secretFile}[c.of]
+		if c.of == 0 {
+			_, version = os.Remove(secretFile), ""
+		}
+		if err := errors.Join(os.Chown(like, -1, gid), os.Chmod(like, c.mode)); err != nil {
+			t.Fatal(err)
+		}
+		if version, err = p.(providers.Writer).Put(t.Context(), providers.Ref{Path: "a"}, map[string]secret.Secret{"x": secret.FromString("1")}, version); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(secretFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Sys().(*syscall.Stat_t); info.Mode().Perm() != c.want || int(got.Gid) != gid {
+			t.Errorf("%+v: mode %o of group %d", c, info.Mode().Perm(), got.Gid)
+		}
+	}
+}
+
+// keeper is what a store can do beyond a provider.
+type keeper interface {
+	Replace(ctx context.Context, ref providers.Ref, fields map[string]secret.Secret) error
+	Remove(ctx context.Context, ref providers.Ref) error
+}
+
+// Whatever is there is replaced: also what is damaged, or sealed for an identity
+// of before.
+func TestReplaceAndRemove(t *testing.T) {
+	m := newManager(t)
+	p := mustOpen(t, m.config())
+	k := p.(keeper)
+	wantKind(t, k.Remove(t.Context(), m.Ref("app")), providers.NotFound, "no such secret")
+	for _, spoil := range []func(){
+		func() {},
+		func() {},
+		func() { m.Fault(t, providertest.Garbage, "app") },
+		func() { m.Fault(t, providertest.LoginRefused, "app") },
+		func() { m.Fault(t, providertest.Denied, "app") },
+	} {
+		spoil()
+		if err := k.Replace(t.Context(), m.Ref("app"), map[string]secret.Secret{"a": secret.FromString("1")}); err != nil {
+			t.Fatal(err)
+		}
+		b, err := p.Fetch(t.Context(), m.Ref("app"), "")
+		if err != nil || !b.Fields["a"].Equal(secret.FromString("1")) {
+			t.Errorf("it reads %v, %v", b, err)
+		}
+	}
+	if err := k.Remove(t.Context(), m.Ref("app")); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(m.dir); err != nil || len(left) != 1 || left[0].Name() != lockName {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	wantKind(t, k.Remove(t.Context(), m.Ref("../app")), providers.NotFound, "no possible name")
+	wantKind(t, k.Replace(t.Context(), m.Ref("a/b"), nil), providers.NotFound, "no possible name")
 }
