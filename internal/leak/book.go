@@ -145,19 +145,24 @@ func read(s store, id string) (Incident, error) {
 	}
 	var i Incident
 	if err == nil {
-		err = decode(data, &i)
-	}
-	if err == nil && i.ID != id {
-		err = fmt.Errorf("it says that it is %q", line(i.ID))
-	}
-	if err == nil {
-		err = i.Validate()
+		i, err = parseIncident(data, id)
 	}
 	if err != nil {
 		return Incident{}, fmt.Errorf("incident %s: %s cannot be read: %w; it is left as it is", id, filepath.Join(s.dir, id+".json"), err)
 	}
-	i.tidy()
 	return i, nil
+}
+
+func parseIncident(data []byte, id string) (Incident, error) {
+	var i Incident
+	if err := decode(data, &i); err != nil {
+		return i, err
+	}
+	if i.ID != id {
+		return i, fmt.Errorf("it says that it is %q", line(i.ID))
+	}
+	i.tidy()
+	return i, i.Validate()
 }
 
 // decode reads strictly: every key known, one value, nothing after it.

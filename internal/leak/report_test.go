@@ -140,8 +140,15 @@ func golden(t *testing.T, name, got string) {
 		}
 	}
 	want, err := os.ReadFile(file)
-	if err != nil || string(want) != got {
-		t.Errorf("%s is not what is sent now (UPDATE=1 writes it): %v\n%s", file, err, got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := strings.Split(got, "\n")
+	for n, l := range strings.Split(string(want), "\n") {
+		if n >= len(is) || is[n] != l {
+			t.Errorf("%s:%d is not what is sent now (UPDATE=1 writes it): %s", file, n+1, l)
+			return
+		}
 	}
 }
 
