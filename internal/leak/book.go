@@ -254,7 +254,7 @@ func (b *Book) Absorb() ([]Incident, error) {
 		}
 		b.store.step("before absorb")
 		// One rename is all: the record is in one place or in the other.
-		if err := os.Rename(filepath.Join(b.spool.dir, n), filepath.Join(b.store.dir, n)); err != nil {
+		if err := os.Rename(filepath.Join(b.spool.dir, n), filepath.Join(b.store.dir, n)); err != nil { //nolint:gosec // the name was checked
 			errs = append(errs, explain(err))
 			continue
 		}

@@ -50,117 +50,58 @@ func (l Language) orWord(t time.Time, word string) string {
 
 // word translates a code; what it does not know stays as it is.
 func (l Language) word(code string) string {
-	dutch, english := "", ""
-	switch code {
-	case "in_brussels":
-		dutch, english = "in Brussel", "in Brussels"
-	case "not_known":
-		dutch, english = "niet bekend", "not known"
-	case "goes_on":
-		dutch, english = "nog aan de gang, of niet bekend", "it goes on, or is not known"
-	case "nobody":
-		dutch, english = "niemand", "nobody"
-	case "claims":
-		dutch, english = "zegt te zijn:", "claims to be:"
-	case "kbo":
-		dutch, english = "KBO-nummer", "enterprise number (KBO)"
-	case "production":
-		dutch, english = "productie", "production"
-	case string(Suspected):
-		dutch, english = "vermoeden", "suspected"
-	case string(Confirmed):
-		dutch, english = "bevestigd", "confirmed"
-	case "personal_yes":
-		dutch, english = "bereikbaar", "could be reached"
-	case "personal_no":
-		dutch, english = "niet bereikbaar", "could not be reached"
-	case "personal_unknown":
-		dutch, english = "nog niet bekend of ze bereikbaar waren", "not known yet whether it could be reached"
-	case "policy_" + string(KeepServing):
-		dutch, english = "in gebruik laten", "keep serving"
-	case "policy_" + string(Quarantine):
-		dutch, english = "stilleggen (quarantaine)", "stop (quarantine)"
-	case "policy_" + string(Rotate):
-		dutch, english = "vervangen", "rotate"
-	default:
-		return l.credential(code)
-	}
-	if l == Dutch {
-		return dutch
-	}
-	return english
-}
-
-func (l Language) credential(code string) string {
-	dutch, english := "", ""
-	switch Credential(code) {
-	case Token:
-		dutch, english = "access token", "access token"
-	case ClientSecret:
-		dutch, english = "client secret", "client secret"
-	case APIKey:
-		dutch, english = "API-sleutel", "API key"
-	case PrivateKey:
-		dutch, english = "private sleutel van de client", "the client's private key"
-	case ManagerLogin:
-		dutch, english = "login van onze secrets manager, en daarmee alle gegevens van de client", "the login of our secrets manager, and so all of the client's credentials"
-	case Host:
-		dutch, english = "een server waarop de gegevens in gebruik zijn", "a host on which the credentials are in use"
-	case Unknown:
-		dutch, english = "nog niet bekend welke gegevens", "not known yet which of them"
-	default:
-		return l.action(code)
-	}
-	if l == Dutch {
-		return dutch
-	}
-	return english
-}
-
-func (l Language) action(code string) string {
-	dutch, english := "", ""
-	switch code {
-	case "quarantine":
-		dutch, english = "stilleggen van de client", "stop the client"
-	case "end_streams":
-		dutch, english = "afsluiten van open verbindingen", "end open streams"
-	case "remove_files":
-		dutch, english = "verwijderen van bestanden met tokens", "remove files with tokens"
-	case "stop_children":
-		dutch, english = "stoppen van processen met tokens", "stop processes with tokens"
-	case "revoke_tokens":
-		dutch, english = "intrekken van tokens bij de uitgever", "revoke tokens at the issuer"
-	case "rotate":
-		dutch, english = "vervangen van de gegevens", "replace the credentials"
-	case "install_version":
-		dutch, english = "in gebruik nemen van een nieuwe versie", "take a new version into use"
-	case "release":
-		dutch, english = "vrijgeven van de client", "release the client"
-	case "merge_evidence":
-		dutch, english = "toevoegen van gegevens van een andere server", "add evidence of another host"
-	case string(Done):
-		dutch, english = "gelukt", "done"
-	case string(Failed):
-		dutch, english = "mislukt", "failed"
-	case string(Pending):
-		dutch, english = "bezig", "in progress"
-	case string(NotPossible):
-		dutch, english = "niet mogelijk", "not possible"
-	default:
+	words, ok := map[string][2]string{
+		"in_brussels":                   {"in Brussel", "in Brussels"},
+		"not_known":                     {"niet bekend", "not known"},
+		"goes_on":                       {"nog aan de gang, of niet bekend", "it goes on, or is not known"},
+		"nobody":                        {"niemand", "nobody"},
+		"claims":                        {"zegt te zijn:", "claims to be:"},
+		"kbo":                           {"KBO-nummer", "enterprise number (KBO)"},
+		"production":                    {"productie", "production"}, //nolint:misspell // Dutch
+		string(Suspected):               {"vermoeden", "suspected"},
+		string(Confirmed):               {"bevestigd", "confirmed"},
+		"personal_yes":                  {"bereikbaar", "could be reached"},
+		"personal_no":                   {"niet bereikbaar", "could not be reached"},
+		"personal_unknown":              {"nog niet bekend of ze bereikbaar waren", "not known yet whether it could be reached"},
+		"policy_" + string(KeepServing): {"in gebruik laten", "keep serving"},
+		"policy_" + string(Quarantine):  {"stilleggen (quarantaine)", "stop (quarantine)"}, //nolint:misspell // Dutch
+		"policy_" + string(Rotate):      {"vervangen", "rotate"},
+		string(Token):                   {"access token", "access token"},
+		string(ClientSecret):            {"client secret", "client secret"},
+		string(APIKey):                  {"API-sleutel", "API key"},
+		string(PrivateKey):              {"private sleutel van de client", "the client's private key"},
+		string(ManagerLogin):            {"login van onze secrets manager, en daarmee alle gegevens van de client", "the login of our secrets manager, and so all of the client's credentials"},
+		string(Host):                    {"een server waarop de gegevens in gebruik zijn", "a host on which the credentials are in use"},
+		string(Unknown):                 {"nog niet bekend welke gegevens", "not known yet which of them"},
+		"quarantine":                    {"stilleggen van de client", "stop the client"},
+		"end_streams":                   {"afsluiten van open verbindingen", "end open streams"},
+		"remove_files":                  {"verwijderen van bestanden met tokens", "remove files with tokens"},
+		"stop_children":                 {"stoppen van processen met tokens", "stop processes with tokens"},
+		"revoke_tokens":                 {"intrekken van tokens bij de uitgever", "revoke tokens at the issuer"},
+		"rotate":                        {"vervangen van de gegevens", "replace the credentials"},
+		"install_version":               {"in gebruik nemen van een nieuwe versie", "take a new version into use"},
+		"release":                       {"vrijgeven van de client", "release the client"},
+		"merge_evidence":                {"toevoegen van gegevens van een andere server", "add evidence of another host"},
+		string(Done):                    {"gelukt", "done"},
+		string(Failed):                  {"mislukt", "failed"},
+		string(Pending):                 {"bezig", "in progress"},
+		string(NotPossible):             {"niet mogelijk", "not possible"},
+	}[code]
+	switch {
+	case !ok:
 		return code
+	case l == Dutch:
+		return words[0]
 	}
-	if l == Dutch {
-		return dutch
-	}
-	return english
+	return words[1]
 }
 
 // revoke says what the issuer is asked to revoke, but for the tokens that were
 // issued with it.
 func (l Language) revoke(i *Incident, replaced bool) string {
 	var dutch, english []string
-	add := func(nl, en string, any ...Credential) {
-		if slices.ContainsFunc(i.What, func(w Credential) bool { return slices.Contains(any, w) }) {
+	add := func(nl, en string, of ...Credential) {
+		if slices.ContainsFunc(i.What, func(w Credential) bool { return slices.Contains(of, w) }) {
 			dutch, english = append(dutch, nl), append(english, en)
 		}
 	}

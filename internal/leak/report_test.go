@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -91,7 +92,7 @@ func parse(t testing.TB, data []byte) parsed {
 	r := multipart.NewReader(m.Body, params["boundary"])
 	for n := 0; ; n++ {
 		part, err := r.NextRawPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if n != 2 {
 				t.Fatalf("%d parts", n)
 			}

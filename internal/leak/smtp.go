@@ -271,11 +271,11 @@ func (s *session) authenticate(r *relay) error {
 	mechanisms := strings.Fields(strings.ToUpper(offered))
 	return r.login.password.Use(func(b []byte) error {
 		// The library's strings cannot be wiped; they go with the connection.
-		switch clear := r.TLS == "none"; {
+		switch loose := r.TLS == "none"; { // on loopback
 		case slices.Contains(mechanisms, "PLAIN"):
-			return s.c.Auth(smtp.PlainAuth("", r.login.username, string(b), r.Host, clear))
+			return s.c.Auth(smtp.PlainAuth("", r.login.username, string(b), r.Host, loose))
 		case slices.Contains(mechanisms, "LOGIN"):
-			return s.c.Auth(smtp.LoginAuth(r.login.username, string(b), r.Host, clear))
+			return s.c.Auth(smtp.LoginAuth(r.login.username, string(b), r.Host, loose))
 		}
 		return errNoLogin
 	})
