@@ -341,14 +341,24 @@ func TestLogin(t *testing.T) {
 		_, before, _ := s.counts()
 		login("wrong")
 		w.after(30 * time.Minute)
-		if _, n, _ := s.counts(); n != before || n > 4 {
+		i := sample()
+		i.ID = "2026-0008"
+		more, err := Compose(i, sender(), []Language{Dutch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.o.Enqueue(more); err != nil {
+			t.Fatal(err)
+		}
+		w.after(10 * time.Minute)
+		if _, n, _ := s.counts(); n != before || n != 1 {
 			t.Errorf("a refused login was tried %d times, then %d: the account would be locked", before, n)
 		}
 		if c := w.o.Check(t.Context()); len(c) != 1 || c[0].Cause != "login_refused" {
 			t.Errorf("check: %v", c)
 		}
 		login("right")
-		if _, _, n := s.counts(); n != 4 {
+		if _, _, n := s.counts(); n != 7 {
 			t.Errorf("%d mails right after the login was renewed", n)
 		}
 		if c := w.o.Check(t.Context()); c[0].Result != Accepted || c[0].Code != 0 {
@@ -356,6 +366,23 @@ func TestLogin(t *testing.T) {
 		}
 		if err := w.o.SetLogin(1, "user", secret.FromString("x")); err == nil {
 			t.Error("a login for a relay that there is not")
+		}
+	})
+}
+
+// What a relay has taken is noted before anything else is said to it.
+func TestNotedBeforeQuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{tls: "none", script: map[string]string{"quit": "hang"}}
+		w := newWorld(t, s)
+		w.enqueue(1)
+		w.after(time.Second)
+		other, err := OpenOutbox(w.dir, "web1", w.relays, w.clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := other.Deliveries(""); d[0].State != Sent || !slices.Contains(s.stages, "quit") {
+			t.Errorf("%+v, after %v", d, s.stages)
 		}
 	})
 }
