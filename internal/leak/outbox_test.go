@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -29,6 +30,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	clock   *clock.Bubble
+	skew    atomic.Int64 // of the wall clock
 	relays  []Relay
 	servers map[string]*server
 	o       *Outbox
@@ -37,6 +39,7 @@ type world struct {
 
 func newWorld(t *testing.T, servers ...*server) *world {
 	w := &world{t: t, dir: filepath.Join(t.TempDir(), "outbox"), clock: clock.NewBubble(), servers: map[string]*server{}}
+	w.clock.Skew = func() time.Duration { return time.Duration(w.skew.Load()) }
 	for n, s := range servers {
 		host := fmt.Sprintf("relay%d.example", n)
 		r := Relay{Host: host, TLS: s.tls, Login: s.auth != ""}
@@ -421,7 +424,7 @@ func TestClockJump(t *testing.T) {
 					w.enqueue(1)
 					w.after(time.Hour)
 					before, _, _ := s.counts()
-					w.clock.Skew = func() time.Duration { return jump }
+					w.skew.Store(int64(jump))
 					if restart {
 						w.restart()
 					}
