@@ -68,6 +68,10 @@ func TestBook(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, got, one)
+	before, err := os.Stat(filepath.Join(dir, "2026-0002.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	changed, err := again.Update(two.ID, func(i *Incident) error {
 		i.Queued()
 		i.Actions = append(i.Actions, Action{At: at, What: "rotate\x1b[2J", Outcome: Failed})
@@ -76,6 +80,9 @@ func TestBook(t *testing.T) {
 	})
 	if err != nil || len(changed.Revisions) != 2 || !changed.Unqueued() || changed.Actions[2].What != "rotate[2J" {
 		t.Errorf("%v: %+v", err, changed)
+	}
+	if after, err := os.Stat(filepath.Join(dir, "2026-0002.json")); err != nil || os.SameFile(before, after) {
+		t.Errorf("written over in place: a crash would tear it: %v", err)
 	}
 	list, err := b.List()
 	if err != nil || len(list) != 2 {

@@ -36,9 +36,9 @@ func (l Language) when(t time.Time) string {
 func (l Language) day(t time.Time) string {
 	if l == Dutch {
 		months := []string{"januari", "februari", "maart", "april", "mei", "juni", "juli", "augustus", "september", "oktober", "november", "december"}
-		return fmt.Sprintf("%d %s %d", t.Day(), months[t.Month()-1], t.Year())
+		return fmt.Sprintf("%d%s%s%s%d", t.Day(), unbroken, months[t.Month()-1], unbroken, t.Year())
 	}
-	return t.Format("2 January 2006")
+	return strings.ReplaceAll(t.Format("2 January 2006"), " ", unbroken)
 }
 
 func (l Language) orWord(t time.Time, word string) string {

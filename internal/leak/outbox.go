@@ -149,7 +149,7 @@ func (o *Outbox) SetRelays(relays []Relay) error {
 	for _, r := range relays {
 		n := slices.IndexFunc(o.relays, func(old *relay) bool { return old.Relay == r })
 		if n < 0 {
-			list = append(list, &relay{Relay: r})
+			list = append(list, newRelay(r, nil))
 			continue
 		}
 		list = append(list, o.relays[n])
@@ -185,7 +185,7 @@ func (o *Outbox) SetLogin(n int, username string, password secret.Secret) error 
 	}
 	// An attempt under way keeps the old one, which the collector wipes.
 	o.relays = slices.Clone(o.relays)
-	o.relays[n] = &relay{Relay: old.Relay, login: &login{username, kept}}
+	o.relays[n] = newRelay(old.Relay, &login{username, kept})
 	o.mu.Unlock()
 	o.hurry(func(it *item) bool {
 		return old.login != nil || slices.ContainsFunc(it.Last, func(a Attempt) bool { return a.Cause == "login_missing" })

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -29,6 +30,7 @@ type world struct {
 	t       *testing.T
 	dir     string
 	clock   *clock.Bubble
+	skew    atomic.Int64 // of the wall clock
 	relays  []Relay
 	servers map[string]*server
 	o       *Outbox
@@ -37,6 +39,7 @@ type world struct {
 
 func newWorld(t *testing.T, servers ...*server) *world {
 	w := &world{t: t, dir: filepath.Join(t.TempDir(), "outbox"), clock: clock.NewBubble(), servers: map[string]*server{}}
+	w.clock.Skew = func() time.Duration { return time.Duration(w.skew.Load()) }
 	for n, s := range servers {
 		host := fmt.Sprintf("relay%d.example", n)
 		r := Relay{Host: host, TLS: s.tls, Login: s.auth != ""}
@@ -341,14 +344,24 @@ func TestLogin(t *testing.T) {
 		_, before, _ := s.counts()
 		login("wrong")
 		w.after(30 * time.Minute)
-		if _, n, _ := s.counts(); n != before || n > 4 {
+		i := sample()
+		i.ID = "2026-0008"
+		more, err := Compose(i, sender(), []Language{Dutch})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.o.Enqueue(more); err != nil {
+			t.Fatal(err)
+		}
+		w.after(10 * time.Minute)
+		if _, n, _ := s.counts(); n != before || n != 1 {
 			t.Errorf("a refused login was tried %d times, then %d: the account would be locked", before, n)
 		}
 		if c := w.o.Check(t.Context()); len(c) != 1 || c[0].Cause != "login_refused" {
 			t.Errorf("check: %v", c)
 		}
 		login("right")
-		if _, _, n := s.counts(); n != 4 {
+		if _, _, n := s.counts(); n != 7 {
 			t.Errorf("%d mails right after the login was renewed", n)
 		}
 		if c := w.o.Check(t.Context()); c[0].Result != Accepted || c[0].Code != 0 {
@@ -356,6 +369,23 @@ func TestLogin(t *testing.T) {
 		}
 		if err := w.o.SetLogin(1, "user", secret.FromString("x")); err == nil {
 			t.Error("a login for a relay that there is not")
+		}
+	})
+}
+
+// What a relay has taken is noted before anything else is said to it.
+func TestNotedBeforeQuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{tls: "none", script: map[string]string{"quit": "hang"}}
+		w := newWorld(t, s)
+		w.enqueue(1)
+		w.after(time.Second)
+		other, err := OpenOutbox(w.dir, "web1", w.relays, w.clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := other.Deliveries(""); d[0].State != Sent || !slices.Contains(s.stages, "quit") {
+			t.Errorf("%+v, after %v", d, s.stages)
 		}
 	})
 }
@@ -394,7 +424,7 @@ func TestClockJump(t *testing.T) {
 					w.enqueue(1)
 					w.after(time.Hour)
 					before, _, _ := s.counts()
-					w.clock.Skew = func() time.Duration { return jump }
+					w.skew.Store(int64(jump))
 					if restart {
 						w.restart()
 					}

@@ -230,6 +230,9 @@ func check(t *testing.T, name string, i Incident, m Message, p parsed) {
 	if err := decode(p.report, &r); err != nil || r.Incident != "2026-0007@web1" || r.Revision != m.Revision {
 		t.Errorf("%s: the attachment is not its own struct: %v", name, err)
 	}
+	if strings.Contains(p.text, unbroken) || strings.Count(p.text, "+32 2 000 00 00") != strings.Count(p.text, "+32 2") {
+		t.Errorf("%s: a telephone number is broken", name)
+	}
 	if strings.Contains(p.text, "<no value>") || strings.Contains(p.text, "%!") {
 		t.Errorf("%s: a hole in the text", name)
 	}
@@ -280,6 +283,13 @@ func TestConfirmedDraftIsTheIssuersFirstMail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	draft := sample()
+	draft.State, draft.Revisions[0].Draft, draft.Severity, draft.Actions = Draft, true, Suspected, nil
+	told, err := Compose(draft, sender(), []Language{Dutch, English})
+	if err != nil || len(told) != 1 {
+		t.Fatal(err, len(told))
+	}
+	golden(t, "nl-en.draft.copy", parse(t, told[0].Data).show())
 	for _, m := range messages {
 		p := parse(t, m.Data)
 		if thread := p.header.Get("In-Reply-To"); (thread != "") != m.Copy || strings.Contains(m.Subject, "update") != m.Copy {

@@ -3,130 +3,34 @@ package leak
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"net/textproto"
-	"os"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/wneessen/go-mail/smtp"
 
 	"credentialbroker/internal/clock"
-	"credentialbroker/internal/outbound"
 	"credentialbroker/internal/secret"
 )
 
-// A Relay takes mail (RFC 6409, RFC 5321). Where its login is kept, the
-// configuration says.
-type Relay struct {
-	// Host is the relay's name, which its certificate has to carry.
-	Host string `yaml:"host" check:"required"`
-	// Port is 587, 465 or another. Zero: 465 with tls: implicit, else 587.
-	Port uint16 `yaml:"port"`
-	// TLS is starttls (RFC 3207), implicit (RFC 8314) or none. Missing:
-	// implicit on port 465, else starttls. Without TLS the report, and the
-	// relay, are anybody's on the way.
-	TLS string `yaml:"tls" check:"starttls|implicit|none"`
-	// Login says that the relay asks for one: nothing is sent before
-	// [Outbox.SetLogin].
-	Login bool `yaml:"-"`
-	// CAFile and Proxy as everywhere.
-	outbound.Config `yaml:",inline"`
-}
-
-// Validate says what is wrong with r, or nil.
-func (r Relay) Validate() error {
-	switch {
-	case !validHost(r.Host) && net.ParseIP(r.Host) == nil:
-		return fmt.Errorf("smtp: host: %q is no name of a host", r.Host)
-	case !slices.Contains([]string{"", "starttls", "implicit", "none"}, r.TLS):
-		return fmt.Errorf("smtp: tls: %q is unknown: write starttls, implicit or none", r.TLS)
-	case r.TLS == "none" && r.Login && !loopback(r.Host):
-		return fmt.Errorf("smtp: the login of %s would travel in the clear: take tls: none away, or the secret", r.Host)
-	}
-	_, err := r.ProxyURL()
-	return err
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-func (r Relay) implicit() bool { return r.TLS == "implicit" || r.TLS == "" && r.Port == 465 }
-
-// Address is host:port.
-func (r Relay) Address() string {
-	port := r.Port
-	if port == 0 {
-		port = 587
-		if r.implicit() {
-			port = 465
-		}
-	}
-	return net.JoinHostPort(r.Host, strconv.Itoa(int(port)))
-}
-
-// An Attempt is how one relay answered. It holds nothing of the relay's own
-// words.
-type Attempt struct {
-	At     time.Time `json:"at"`
-	Relay  string    `json:"relay"` // host:port
-	Result Result    `json:"result"`
-	// Stage is how far it came: connect, greeting, tls, login, sender,
-	// recipient, data, body or done.
-	Stage string `json:"stage"`
-	// Cause is reply, timeout, closed, name, connect, proxy, configuration,
-	// certificate, tls, no_starttls, no_login, login_missing, login_refused or
-	// protocol; empty if it was accepted.
-	Cause string `json:"cause,omitempty"`
-	// Code is the reply's (RFC 5321 §4.2), and Enhanced the code beside it
-	// (RFC 3463), as 5.1.1.
-	Code     int    `json:"code,omitempty"`
-	Enhanced string `json:"enhanced,omitempty"`
-}
-
-// A Result is what an attempt means for the message.
-type Result string
-
-// The results. Permanent is an answer 5yz.
-const (
-	Accepted  Result = "accepted"
-	Temporary Result = "temporary"
-	Permanent Result = "permanent"
-)
-
-// String says it for people.
-func (a Attempt) String() string {
-	if a.Result == Accepted {
-		return a.Relay + " took it"
-	}
-	text := map[string]string{
-		"reply": "refused it", "timeout": "did not answer in time", "closed": "closed the connection", "name": "has no address: check the name and DNS",
-		"connect": "cannot be reached: check host, port and firewall", "proxy": "cannot be reached through the proxy", "configuration": "cannot be used: check ca_file and proxy",
-		"certificate": "has a certificate that does not hold: check host and ca_file", "tls": "failed at TLS", "no_starttls": "offers no STARTTLS: check port and tls",
-		"no_login": "offers neither AUTH PLAIN nor LOGIN", "login_missing": "needs a login that has not been fetched yet", "login_refused": "refused the login: renew the secret",
-		"protocol": "does not speak SMTP",
-	}[a.Cause]
-	if a.Code != 0 {
-		text += " (" + strings.TrimSpace(strconv.Itoa(a.Code)+" "+a.Enhanced) + ")"
-	}
-	return fmt.Sprintf("%s %s, at the stage %s", a.Relay, text, a.Stage)
-}
-
-// A relay is a Relay with what is known of it. It is not changed once it is in
-// use, but for refused.
+// A relay is a Relay with what is known of it.
 type relay struct {
 	Relay
-	login   *login
-	refused clock.Reading // until when the login is not tried again; guarded by the outbox
+	login *login
+	// proving holds whoever tries a login that has not worked yet: several
+	// tries at once of a wrong password would lock the account.
+	proving chan struct{}
+
+	// Guarded by the outbox.
+	proved  bool
+	refused clock.Reading // until when the login is not tried again
+}
+
+func newRelay(r Relay, l *login) *relay {
+	return &relay{Relay: r, login: l, proving: make(chan struct{}, 1)}
 }
 
 type login struct {
@@ -189,17 +93,11 @@ func (o *Outbox) deliver(ctx context.Context, r *relay, m *Message) (*session, A
 func (o *Outbox) open(ctx context.Context, r *relay) (*session, Attempt) {
 	now := o.clock.Now()
 	a := Attempt{At: now.Wall.UTC().Truncate(time.Second), Relay: r.Address(), Result: Temporary, Stage: "connect"}
-	o.mu.Lock()
-	waits := !r.refused.IsZero() && r.refused.Until(now) > 0
-	o.mu.Unlock()
-	switch {
-	case r.Login && r.login == nil:
-		a.Stage, a.Cause = "login", "login_missing"
-		return nil, a
-	case waits: // each try with a wrong password brings the account nearer to its lock
-		a.Stage, a.Cause, a.Result = "login", "login_refused", Permanent
+	release, ok := o.mayLogin(ctx, r, &a)
+	if !ok {
 		return nil, a
 	}
+	defer release()
 	config, err := r.Config.TLS()
 	if err != nil {
 		a.Cause = "configuration"
@@ -218,17 +116,63 @@ func (o *Outbox) open(ctx context.Context, r *relay) (*session, Attempt) {
 	if !s.greet(&a, r, config, o.name(conn)) {
 		return nil, a
 	}
-	if r.login != nil && !s.do(&a, "login", stageTime, func() error { return s.authenticate(r) }) {
-		if a.Code/100 == 5 {
+	if r.login != nil {
+		ok := s.do(&a, "login", stageTime, func() error { return s.authenticate(r) })
+		o.mu.Lock()
+		if r.proved = ok; a.Code/100 == 5 {
 			a.Cause, a.Result = "login_refused", Permanent
-			o.mu.Lock()
 			r.refused = now.Add(refusedWait)
-			o.mu.Unlock()
 		}
-		return nil, a
+		o.mu.Unlock()
+		if !ok {
+			return nil, a
+		}
 	}
 	a.Result = Accepted
 	return s, a
+}
+
+// mayLogin says whether r may be used now: with a login that was refused, not
+// for an hour, since each try brings the account nearer to its lock. Until a
+// login has worked, one attempt at a time uses it; the caller releases it.
+func (o *Outbox) mayLogin(ctx context.Context, r *relay, a *Attempt) (release func(), ok bool) {
+	release = func() {}
+	if !r.Login && r.login == nil {
+		return release, true
+	}
+	if a.Stage = "login"; r.login == nil {
+		a.Cause = "login_missing"
+		return nil, false
+	}
+	state := func() (proved, refused bool) {
+		now := o.clock.Now()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return r.proved, !r.refused.IsZero() && r.refused.Until(now) > 0
+	}
+	proved, refused := state()
+	if !proved && !refused {
+		waited, cancel := context.WithTimeout(ctx, stageTime)
+		defer cancel()
+		select {
+		case r.proving <- struct{}{}:
+			release = func() { <-r.proving }
+		case <-waited.Done():
+			a.Cause = "login_busy"
+			return nil, false
+		}
+		if proved, refused = state(); proved {
+			release() // the others need not wait for this one
+			release = func() {}
+		}
+	}
+	if refused {
+		release()
+		a.Cause, a.Result = "login_refused", Permanent
+		return nil, false
+	}
+	a.Stage = "connect"
+	return release, true
 }
 
 // greet takes the relay's greeting, and gets TLS where it is wanted.
@@ -321,57 +265,6 @@ func (s *session) quit() {
 	_ = s.c.Quit() // nothing depends on it
 	s.stop()
 	_ = s.conn.Close()
-}
-
-// fail classifies an error, once.
-func (a *Attempt) fail(err error) {
-	a.Result = Temporary
-	var reply *textproto.Error
-	var dns *net.DNSError
-	var timeout net.Error
-	var certificate *tls.CertificateVerificationError
-	var header tls.RecordHeaderError
-	var authority x509.UnknownAuthorityError
-	switch {
-	case errors.As(err, &reply):
-		a.reply(reply)
-	case errors.Is(err, errNoStartTLS):
-		a.Cause = "no_starttls"
-	case errors.Is(err, errNoLogin):
-		a.Cause = "no_login"
-	case errors.Is(err, outbound.ErrProxy):
-		a.Cause = "proxy"
-	case errors.As(err, &certificate), errors.As(err, &authority):
-		a.Cause = "certificate"
-	case errors.As(err, &dns):
-		a.Cause = "name"
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		a.Cause = "timeout"
-	case a.Stage == "connect":
-		a.Cause = "connect"
-	case errors.As(err, &header), a.Stage == "tls":
-		a.Cause = "tls"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.As(err, new(*net.OpError)), errors.Is(err, io.ErrClosedPipe):
-		a.Cause = "closed"
-	default:
-		a.Cause = "protocol"
-	}
-}
-
-// reply keeps the codes of a refusal, and none of its words.
-func (a *Attempt) reply(e *textproto.Error) {
-	if e.Code < 400 || e.Code > 599 {
-		a.Cause = "protocol"
-		return
-	}
-	a.Cause, a.Code = "reply", e.Code
-	enhanced := regexp.MustCompile(`^[45]\.\d{1,3}\.\d{1,3}\b`).FindString(e.Msg)
-	if strings.HasPrefix(enhanced, strconv.Itoa(e.Code/100)) {
-		a.Enhanced = enhanced
-	}
-	if e.Code >= 500 {
-		a.Result = Permanent
-	}
 }
 
 // bounded is a connection that gives up on a relay that never stops talking.

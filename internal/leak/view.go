@@ -38,11 +38,15 @@ type view struct {
 	MoreHolders                                 int
 }
 
+// unbroken is a space at which no line is broken: in a telephone number or a
+// date. A plain one is sent.
+const unbroken = "\u00a0"
+
 const mostShown = 40 // holders in the text; the attachment has them all
 
 func newView(r *Report, i *Incident, lang Language) view {
 	v := view{I: i, lang: lang, ID: i.ID, Host: i.Host, Issuer: i.Issuer.Name, Org: r.Organisation.Name, OrgFull: r.Organisation.Name,
-		OnCall: r.Contact.Name + ", " + r.Contact.Phone, ReplyTo: r.Contact.ReplyTo,
+		OnCall: r.Contact.Name + ", " + strings.ReplaceAll(r.Contact.Phone, " ", unbroken), ReplyTo: r.Contact.ReplyTo,
 		Kind: r.Kind, Why: r.Why, N: r.Revision, Drill: i.Drill, Draft: i.State == Draft, Copy: r.Own != nil,
 		Asks: len(r.Requests) > 0, StillServing: !r.Quarantined, SelfService: i.Issuer.Rotation == "self-service",
 		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
@@ -176,5 +180,5 @@ func wrap(s string) string {
 	for n := range lines {
 		lines[n] = strings.TrimRight(lines[n], " ")
 	}
-	return strings.Join(lines, "\n") + "\n"
+	return strings.ReplaceAll(strings.Join(lines, "\n"), unbroken, " ") + "\n"
 }
