@@ -21,6 +21,7 @@ import (
 const (
 	longestText = 2000 // bytes of each text of a declaration
 	drift       = 5 * time.Minute
+	lookTime    = 2 * time.Second
 )
 
 // Declare records a leak or the suspicion of one, contains it, and reports it;
@@ -39,7 +40,9 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 		return client.Incident{}, err
 	}
 	i.DeclaredBy = declarer(who, d.As)
-	r.complete(ctx, &i)
+	quick, cancel := context.WithTimeout(ctx, lookTime) // a secrets manager that hangs does not hold the record up
+	r.complete(quick, &i)
+	cancel()
 	if d.DryRun {
 		return r.preview(&c, i, d)
 	}
@@ -50,7 +53,7 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	ctx = context.WithoutCancel(ctx)
 	// Once this is on the disk, so is every hand-over before the containment,
 	// which the report has to know.
-	written, cancel := context.WithTimeout(ctx, stepTime)
+	written, cancel := context.WithTimeout(ctx, lookTime)
 	_ = r.o.Audit.Record(written, event(&i, "declared", actor(who))) // if it cannot be, the incident goes on all the same
 	cancel()
 	i = r.pursue(ctx, i.ID)

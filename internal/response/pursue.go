@@ -59,7 +59,6 @@ func (r *Responder) release(id string) {
 // found is what the steps of a round have come to.
 type found struct {
 	withdrawn *broker.Withdrawal
-	looked    bool // for a new version
 	traced    *traced
 }
 
@@ -80,7 +79,6 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 			for _, name := range i.Clients {
 				_, _ = r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
 			}
-			f.looked = true
 		}
 	}
 	steps.Go(func() {
