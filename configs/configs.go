@@ -12,7 +12,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
-	"credentialbroker/internal/outbound"
+	"credentialbroker/internal/leak"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/providers/exec"
@@ -104,6 +104,8 @@ type Client struct {
 	// Refresh is where the refresh token is kept, for the grant
 	// authorization_code, which needs it; other grants have none.
 	Refresh *Refresh `yaml:"refresh"`
+	// Leak is what happens to the client when its credentials leak.
+	Leak LeakPolicy `yaml:"leak"`
 	// Settings are the preset's, each replaced where the client sets its own.
 	Settings `yaml:",inline"`
 
@@ -172,8 +174,15 @@ type Settings struct {
 	Secrets string `yaml:"secrets" check:"one|two|unknown"`
 	// Rotation says how the client's secret is replaced.
 	Rotation Rotation `yaml:"rotation"`
-	// LeakContacts are the issuer's addresses for a leak.
+	// LeakContacts are the issuer's addresses for a leak. Missing: only copy_to
+	// is told, and broker check warns; [] says that this is meant.
 	LeakContacts []string `yaml:"leak_contacts"`
+	// IssuerName is what reports call the organisation behind the issuer.
+	// Missing: the name of the issuer's host.
+	IssuerName string `yaml:"issuer_name"`
+	// Environment is production, test, or the issuer's own word. Missing:
+	// reports do not say.
+	Environment string `yaml:"environment"`
 }
 
 // Probe is a request to the API. It goes the way of the token requests, with
@@ -206,23 +215,41 @@ type Rotation struct {
 	Accept string `yaml:"accept" check:"unproved"`
 }
 
+// LeakPolicy says what happens to a client whose credentials leak: quarantine
+// hands nothing over any more, rotate looks for a new version and serves on,
+// keep-serving does neither.
+type LeakPolicy struct {
+	// Confirmed is for a leak that is certain. Missing: whoever declares it has
+	// to say.
+	Confirmed string `yaml:"confirmed" check:"quarantine|rotate|keep-serving"`
+	// Suspected is for the suspicion of one. Missing: keep-serving.
+	Suspected string `yaml:"suspected" check:"quarantine|rotate|keep-serving"`
+}
+
 // Leak says who reports a leak, and how.
 type Leak struct {
 	// Organisation is the one whose credentials these are.
-	Organisation Organisation `yaml:"organisation" check:"required" hint:"as in organisation: { name: NAME, kbo: NUMBER }"`
+	Organisation leak.Organisation `yaml:"organisation" check:"required" hint:"as in organisation: { name: NAME, kbo: NUMBER }"`
 	// OnCall is whom the issuer can call at any hour.
 	OnCall Person `yaml:"on_call" check:"required" hint:"as in on_call: { name: NAME, phone: NUMBER }"`
-	// SMTP is the mail relay.
+	// SMTP is the mail relay, and the sender.
 	SMTP SMTP `yaml:"smtp" check:"required" hint:"as in smtp: { host: smtp.example.org, from: security@example.org }"`
-	// CopyTo are addresses that get a copy, and what an issuer does not get:
-	// who on this host held what.
+	// Fallback are further relays, asked in this order when the ones before do
+	// not take a report. Missing: none.
+	Fallback []Relay `yaml:"fallback"`
+	// CopyTo are the organisation's own addresses. They get a copy, what an
+	// issuer does not get (who on this host held what), suspicions and drills.
+	// Missing: smtp.reply_to, else smtp.from.
 	CopyTo []string `yaml:"copy_to"`
-}
-
-// Organisation is named in reports.
-type Organisation struct {
-	Name string `yaml:"name" check:"required"` // as registered
-	KBO  string `yaml:"kbo"`                   // its number in the Belgian register; missing: left out
+	// Language comes first in a report; the other follows. Missing: nl, and en
+	// for a client with the preset oauth2.
+	Language string `yaml:"language" check:"nl|en"`
+	// UndeliveredAfter is when a report that no relay has taken becomes an
+	// alarm. Missing: 10m.
+	UndeliveredAfter clock.Duration `yaml:"undelivered_after"`
+	// DrillEvery is how old the last drill may become before check --live
+	// warns. Missing: any age.
+	DrillEvery clock.Duration `yaml:"drill_every"`
 }
 
 // Person is whom somebody can call.
@@ -231,22 +258,24 @@ type Person struct {
 	Phone string `yaml:"phone" check:"required"` // with the country: +32 2 000 00 00
 }
 
-// SMTP is a mail relay.
+// SMTP is a mail relay, and who sends through it and the others.
 type SMTP struct {
-	// Host is the relay's name.
-	Host string `yaml:"host" check:"required"`
-	// Port is 587 (STARTTLS), 465 (TLS at once) or another with STARTTLS.
-	// Zero: 587.
-	Port uint16 `yaml:"port"`
+	Relay `yaml:",inline"`
 	// From is the sender's address.
 	From string `yaml:"from" check:"required"`
 	// ReplyTo is a person's or team's address. Missing: From.
 	ReplyTo string `yaml:"reply_to"`
+}
+
+// Relay is a mail relay.
+type Relay struct {
+	leak.Relay `yaml:",inline"`
 	// Secret holds username and password. Missing: the relay asks for none.
 	Secret *Secret `yaml:"secret"`
-	// CAFile and Proxy as everywhere.
-	outbound.Config `yaml:",inline"`
 }
+
+// Relays are all of them in order, the first one first.
+func (l *Leak) Relays() []Relay { return append([]Relay{l.SMTP.Relay}, l.Fallback...) }
 
 // Admin says who may administer the daemon, by groups of the machine (names or
 // numbers). Root may always.

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
-	"strconv"
 
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/outbound"
@@ -35,11 +34,9 @@ func (c *Config) Egress(clk clock.Clock) ([]Destination, error) {
 		e.client("client "+name+": ", c.Clients[name].Settings)
 	}
 	if l := c.Leak; l != nil {
-		port := l.SMTP.Port
-		if port == 0 {
-			port = 587
+		for _, r := range l.Relays() {
+			e.add(r.Address(), r.Proxy, "leak: mail relay")
 		}
-		e.add(net.JoinHostPort(l.SMTP.Host, strconv.Itoa(int(port))), l.SMTP.Proxy, "leak: mail relay")
 	}
 	var all []Destination
 	for _, key := range slices.SortedFunc(maps.Keys(e.found), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {

@@ -68,7 +68,7 @@ func TestPairs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		same := strings.NewReplacer("op-derden-cbt.", "op-derden.", "authenticatie-ti.", "authenticatie.", "https://beta.oauth.", "https://oauth.", "openservices-test", "openservices")
+		same := strings.NewReplacer("op-derden-cbt.", "op-derden.", "authenticatie-ti.", "authenticatie.", "https://beta.oauth.", "https://oauth.", "openservices-test", "openservices", "environment [test]", "environment [production]")
 		text := func(values []Stated) (all []string) {
 			for _, v := range values {
 				all = append(all, same.Replace(fmt.Sprint(v.Key, " ", v.lines())))

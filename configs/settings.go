@@ -195,8 +195,12 @@ func (k *checker) refreshSecrets() {
 	for _, name := range names {
 		watched(k.c.Clients[name].Secret, "the client "+quote(name))
 	}
-	if k.c.Leak != nil && k.c.Leak.SMTP.Secret != nil {
-		watched(*k.c.Leak.SMTP.Secret, "the mail relay")
+	if k.c.Leak != nil {
+		for _, r := range k.c.Leak.Relays() {
+			if r.Secret != nil {
+				watched(*r.Secret, "a mail relay")
+			}
+		}
 	}
 	for _, name := range names {
 		r := k.c.Clients[name].Refresh

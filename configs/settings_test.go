@@ -16,7 +16,7 @@ import (
 func clients(t *testing.T, all ...[3]string) *Config {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString(corp + "leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: h, from: a@b.example } }\nclients:\n")
+	b.WriteString(corp + "leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: h, from: a@b.example }, copy_to: [a@b.example] }\nclients:\n")
 	for _, c := range all {
 		fmt.Fprintf(&b, "  %s:\n    preset: %s\n    secret: { provider: corp, path: %s }\n    owner: { contact: a@b.example, purpose: x }\n    allow: [{ user: root }]\n",
 			c[0], c[1], c[0])
@@ -121,8 +121,13 @@ func TestIssuerWarnings(t *testing.T) {
 		{"zgw", "rotation: { accept: unproved }", ""},
 		{"vdab-api-key", "", "waits for broker rotate x --accept"},
 		{"mijnklantportaal", login, ""},
+		{"mijnklantportaal", login, "has no leak_contacts"},
 	} {
-		got := clients(t, [3]string{"x", c.preset, c.lines}).Warnings(someNames{})
+		lines := "leak_contacts: []\n" + c.lines
+		if strings.Contains(c.want, "leak_contacts") {
+			lines = c.lines
+		}
+		got := clients(t, [3]string{"x", c.preset, lines}).Warnings(someNames{})
 		if c.want == "" && len(got) != 0 || c.want != "" && (len(got) != 1 || !strings.Contains(got[0].Message, c.want)) {
 			t.Errorf("%s %q: %v, want %q", c.preset, c.lines, got, c.want)
 		}

@@ -294,18 +294,40 @@ func (k *checker) leak(l *Leak) {
 		return -1
 	}, l.OnCall.Phone)
 	k.when(len(digits) < 6, "leak.on_call.phone", quote(l.OnCall.Phone)+" is no telephone number", "as in +32 2 000 00 00", "")
-	k.when(!k.re.host.MatchString(l.SMTP.Host), "leak.smtp.host", quote(l.SMTP.Host)+" is no name of a host", "a name or address without scheme and port", "")
+	k.relay("leak.smtp", l.SMTP.Relay)
+	for i, r := range l.Fallback {
+		k.relay(fmt.Sprintf("leak.fallback[%d]", i), r)
+	}
 	k.address("leak.smtp.from", l.SMTP.From)
 	if l.SMTP.ReplyTo != "" {
 		k.address("leak.smtp.reply_to", l.SMTP.ReplyTo)
 	}
-	if l.SMTP.Secret != nil {
-		k.secret("leak.smtp.secret", *l.SMTP.Secret)
-	}
-	k.proxy("leak.smtp.proxy", l.SMTP.Config)
 	for i, a := range l.CopyTo {
 		k.address(fmt.Sprintf("leak.copy_to[%d]", i), a)
 	}
+	k.when(l.UndeliveredAfter.D() < time.Minute, "leak.undelivered_after", "a relay needs more time than "+l.UndeliveredAfter.String(), "1m or more", "")
+	var untold []string
+	for _, name := range slices.Sorted(maps.Keys(k.c.Clients)) {
+		path := join("clients", name)
+		if len(k.c.Clients[name].LeakContacts) == 0 && !k.bad[path+".preset"] && !k.bad[path+".leak_contacts"] {
+			untold = append(untold, quote(name))
+		}
+	}
+	if len(l.CopyTo) == 0 && len(untold) > 0 && k.whole {
+		k.always("leak.copy_to", "a leak of "+list(untold, "or")+" would be reported to nobody", "",
+			"set copy_to: [security@example.org] here, or the client's leak_contacts: [security@issuer.example]")
+	}
+}
+
+func (k *checker) relay(path string, r Relay) {
+	k.when(!k.re.host.MatchString(r.Host), path+".host", quote(r.Host)+" is no name of a host", "a name or address without scheme and port", "")
+	if r.Secret != nil {
+		k.secret(path+".secret", *r.Secret)
+	}
+	k.proxy(path+".proxy", r.Config)
+	login := r.Relay
+	login.Login = r.Secret != nil
+	k.when(login.Validate() != nil, path+".tls", "the login would travel in the clear", "starttls or implicit", "or take secret: away")
 }
 
 func (k *checker) proxy(path string, c outbound.Config) {

@@ -48,6 +48,10 @@ func (c *Config) Warnings(names access.Names) []Problem {
 			w.warn(client.at, fmt.Sprintf("the clients %s and %s have one secret: who may use the one has what the other has, and a leak is a leak of both", quote(other), quote(name)), "")
 		}
 		users[key] = name
+		if c.Leak != nil && client.LeakContacts == nil {
+			w.warn(client.at, fmt.Sprintf("the client %s has no leak_contacts: a leak is reported to copy_to, and not to its issuer", quote(name)),
+				"as in leak_contacts: [security@issuer.example]; leak_contacts: [] if that is meant")
+		}
 		w.client(name, client, names)
 	}
 	return w.found

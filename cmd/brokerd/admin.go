@@ -86,10 +86,17 @@ func (s *server) install(c *configs.Config) error {
 		next.close(s.current)
 		return err
 	}
+	if err := s.respond(next); err != nil {
+		return err
+	}
 	if s.current != nil {
 		s.current.close(next)
 	}
 	s.current = next
+	select {
+	case s.relogin <- struct{}{}:
+	default:
+	}
 	s.copies(c)
 	return nil
 }
@@ -335,7 +342,10 @@ func (s *server) liveHost(ctx context.Context) []client.Finding {
 		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.OK, Detail: "the log is written; anchors: " + s.audit.Status().Anchors})
 	}
 	if leak != nil {
-		list = append(list, liveRelay(ctx, leak.SMTP))
+		list = append(list, s.liveRelays(ctx)...)
+		if leak.DrillEvery > 0 {
+			list = append(list, s.liveDrill(leak.DrillEvery.D()))
+		}
 	}
 	return list
 }

@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/smtp"
 	"os"
-	"strconv"
 	"time"
 
 	"credentialbroker/api/client"
-	"credentialbroker/configs"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/leak"
 )
 
 // liveSocket looks at a socket as a consumer finds it.
@@ -34,49 +31,32 @@ func (s *server) liveSocket(path, who string) client.Finding {
 
 const relayTimeout = 15 * time.Second
 
-// liveRelay greets the mail relay and sees whether it offers TLS. It sends no
-// mail and shows no password.
-func liveRelay(ctx context.Context, c configs.SMTP) client.Finding {
-	port := c.Port
-	if port == 0 {
-		port = 587
-	}
-	addr := net.JoinHostPort(c.Host, strconv.Itoa(int(port)))
-	f := client.Finding{Check: "mail", Target: addr, Level: client.Error}
+// liveRelays goes as far as each mail relay lets it without sending a mail. It
+// shows no password.
+func (s *server) liveRelays(ctx context.Context) (list []client.Finding) {
 	ctx, cancel := context.WithTimeout(ctx, relayTimeout)
 	defer cancel()
-	t, err := c.TLS()
-	if err != nil {
-		f.Detail = err.Error()
-		return f
-	}
-	t.ServerName = c.Host
-	conn, err := c.Dial(ctx, addr)
-	if err != nil {
-		f.Detail = "cannot connect: " + err.Error()
-		return f
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(relayTimeout))
-	if port == 465 {
-		conn = tls.Client(conn, t)
-	}
-	m, err := smtp.NewClient(conn, c.Host)
-	if err != nil {
-		f.Detail = "it does not greet as a mail relay: " + err.Error()
-		return f
-	}
-	defer m.Close()
-	if port != 465 {
-		if ok, _ := m.Extension("STARTTLS"); !ok {
-			f.Detail = "the relay offers no STARTTLS: a report would travel in the clear"
-			return f
+	for _, a := range s.response.CheckRelays(ctx) {
+		f := client.Finding{Check: "mail", Target: a.Relay, Level: client.OK, Detail: "greets, with what is configured of TLS and login"}
+		if a.Result != leak.Accepted {
+			f.Level, f.Detail = client.Error, "a report of a leak would not leave this way: "+a.String()
 		}
-		if err := m.StartTLS(t); err != nil {
-			f.Detail = "STARTTLS: " + err.Error()
-			return f
-		}
+		list = append(list, f)
 	}
-	f.Level, f.Detail = client.OK, "greets, with TLS"
+	return list
+}
+
+// liveDrill says when the last drill was.
+func (s *server) liveDrill(every time.Duration) client.Finding {
+	f := client.Finding{Check: "drill", Target: "leak", Level: client.OK}
+	last := s.response.LastDrill()
+	switch age := s.clock.Now().Wall.Sub(last); {
+	case last.IsZero():
+		f.Level, f.Detail = client.Warning, "no drill has ended well yet: run broker leak drill CLIENT"
+	case age > every:
+		f.Level, f.Detail = client.Warning, fmt.Sprintf("the last drill was on %s, longer ago than %s: run broker leak drill CLIENT", last.Format(time.DateOnly), clock.Duration(every))
+	default:
+		f.Detail = "the last drill was on " + last.Format(time.DateOnly)
+	}
 	return f
 }

@@ -72,6 +72,8 @@ func exitCode(err error) int {
 		return exitConfig
 	case errors.As(err, &u):
 		return exitUsage
+	case errors.Is(err, errUnrecorded):
+		return exitTryAgain
 	case errors.As(err, &p503):
 		if p503.Status == 503 {
 			return exitTryAgain
@@ -98,7 +100,7 @@ func command() *cobra.Command {
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), checkCommand(), presetsCommand(), demoCommand(), hostCommand(), storeCommand())
+	root.AddCommand(serveCommand(), checkCommand(), presetsCommand(), demoCommand(), hostCommand(), spoolCommand(), storeCommand())
 	return root
 }
 

@@ -45,18 +45,14 @@ func xdg(variable, below string) string {
 // fill takes from the configuration, then from the defaults, what the command
 // line did not say.
 func (p *paths) fill(c *configs.Config) error {
-	run, state := runDir, stateDir
-	if d := os.Getenv("STATE_DIRECTORY"); d != "" {
-		state = d
-	}
+	run := runDir
+	p.fillState(c)
 	if !system() {
-		state = xdg("XDG_STATE_HOME", ".local/state")
 		run = ""
 		if d := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(d) {
 			run = filepath.Join(d, program)
 		}
 	}
-	p.state = first(p.state, c.State, state)
 	p.consumer = first(p.consumer, c.Sockets.Consumer)
 	p.admin = first(p.admin, c.Sockets.Admin)
 	if run == "" && p.consumer == "" {
@@ -65,6 +61,17 @@ func (p *paths) fill(c *configs.Config) error {
 	p.consumer = first(p.consumer, filepath.Join(run, "broker.sock"))
 	p.admin = first(p.admin, filepath.Join(filepath.Dir(p.consumer), "admin.sock"))
 	return nil
+}
+
+func (p *paths) fillState(c *configs.Config) {
+	state := stateDir
+	if d := os.Getenv("STATE_DIRECTORY"); d != "" {
+		state = d
+	}
+	if !system() {
+		state = xdg("XDG_STATE_HOME", ".local/state")
+	}
+	p.state = first(p.state, c.State, state)
 }
 
 func first(list ...string) string {

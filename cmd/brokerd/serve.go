@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
 )
 
@@ -58,6 +59,9 @@ type server struct {
 	clock   clock.Clock
 	alarms  alarmCounts
 
+	response *response.Responder
+	relogin  chan struct{} // the relays' logins are to be read again
+
 	mu      sync.Mutex // one reload at a time
 	current *opened
 }
@@ -80,7 +84,7 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 	if err := p.fill(c); err != nil {
 		return nil, nil, nil, err
 	}
-	s = &server{paths: p, log: logger(out), clock: clock.System{}, started: time.Now()}
+	s = &server{paths: p, log: logger(out), clock: clock.System{}, started: time.Now(), relogin: make(chan struct{}, 1)}
 	if err := makeState(p.state); err != nil {
 		return nil, nil, nil, err
 	}
@@ -159,12 +163,16 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	logged := make(chan error, 1)
 	go func() { logged <- s.audit.Run(logCtx) }()
 
-	// The start is on record before anything is handed out.
+	// Before anything is handed out, the start is on record, and whoever is
+	// quarantined gets nothing.
 	if err := s.audit.Record(ctx, s.startEvent()); err != nil {
 		s.log.Warn("the audit log cannot be written", "error", err)
 	}
+	s.response.Start()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.broker.Run(ctx) })
+	g.Go(func() error { return s.response.Run(ctx) })
+	g.Go(func() error { return s.relayLogins(ctx) })
 	g.Go(func() error { return s.api.Run(ctx) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })

@@ -54,6 +54,9 @@ const (
 	TokenRepeats  Type = "token.repeats"  // Count further hand-overs of it to the same process, since First
 	KeyHandover   Type = "key.handover"   // an API key left for a process
 	AccessDenied  Type = "access.denied"  // a process asked for what no allow entry gives it
+	// AccessQuarantined is for a process that would be allowed.
+	AccessQuarantined Type = "access.quarantined" // a process asked for a client that is quarantined, and got nothing
+
 	TokenMinted   Type = "token.minted"   // the issuer gave a token
 	TokenRefused  Type = "token.refused"  // the issuer refused to give one
 	TokenRejected Type = "token.rejected" // a consumer says that the API refused its token or key
@@ -74,6 +77,9 @@ const (
 	AdminAct      Type = "admin.act"      // an administrator did something; Actor is the kernel's word for who
 	DaemonStart   Type = "daemon.start"   // the daemon came up
 	DaemonStop    Type = "daemon.stop"    // it went down in good order; a start without one before it followed a crash
+
+	IncidentRecorded Type = "incident.recorded" // a leak, or the suspicion of one, was declared, reported anew, released or closed: Code
+	IncidentAlarm    Type = "incident.alarm"    // about an incident somebody has to do something: Code
 
 	ClockJumped Type = "clock.jumped" // the wall clock was set, or the machine slept: by how much
 

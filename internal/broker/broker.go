@@ -33,6 +33,8 @@ import (
 type Broker struct {
 	o       Options
 	clients atomic.Pointer[clientSet]
+	// contained are the incidents of quarantined clients.
+	contained atomic.Pointer[map[string]string]
 
 	apply   sync.Mutex // one Apply at a time
 	flying  sync.Mutex // starting flights, and ending that

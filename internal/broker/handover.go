@@ -79,6 +79,9 @@ func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.
 	if !c.Alive() { // while it waited: whoever holds the connection now is somebody else
 		return &Error{Code: client.NotAllowed, Detail: "the process that opened the connection has exited", Identity: c.String(), Clients: []string{}}
 	}
+	if incident := b.incident(h.event.Client); incident != "" { // declared since the decision
+		return quarantined(h.event.Client, incident)
+	}
 	s.n.Add(1)
 	s.last.Store(now.Wall.UnixNano())
 	b.metrics.handovers.Add(1)
@@ -270,6 +273,13 @@ func (d *denials) count(b *Broker, c *access.Caller, r Request, why access.Reaso
 		what.scope = r.Scope
 	}
 	d.add(b, c, audit.AccessDenied, what)
+}
+
+// refused records that somebody who may have a client asked for it while it is
+// quarantined.
+func (d *denials) refused(b *Broker, c *access.Caller, r Request) {
+	b.metrics.denials.Inc()
+	d.add(b, c, audit.AccessQuarantined, denialOf{client: r.Client, surface: string(r.Surface), why: b.incident(r.Client)})
 }
 
 // DeniedRole records that somebody without the role asked for an

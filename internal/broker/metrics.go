@@ -84,6 +84,7 @@ func gauges(desc func(name, help string) *prometheus.Desc) []gauge {
 	}
 	return []gauge{
 		truth("client_ready", "Whether a consumer of the client would be served now.", func(s *ClientStatus) bool { return s.Problem == nil }),
+		truth("client_quarantined", "Whether the client is quarantined because of an incident.", func(s *ClientStatus) bool { return s.Quarantined != "" }),
 		number("token_runway_seconds", "For how long tokens in hand will serve.", func(s *ClientStatus) int { return int(s.Runway) }),
 		number("tokens", "Tokens in hand.", func(s *ClientStatus) int { return len(s.Tokens) }),
 		number("tokens_narrowed", "Tokens in hand that have less scope than was asked for.", narrowed),

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/rotation"
@@ -35,22 +34,7 @@ func (b *Broker) Revoke(ctx context.Context, name string, login bool) (client.Ou
 			r.count(err)
 		}
 	}
-	for _, h := range b.withdraw(cl) {
-		if r.last.Before(h.token.Expires.Wall) {
-			r.last = h.token.Expires.Wall
-		}
-		if r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
-			r.count(r.why)
-		} else if r.count(cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
-			return cl.issuer.Revoke(ctx, m, h.token.Access, "access_token")
-		})) {
-			b.o.Audit.Note(audit.Event{Type: audit.TokenRevoked, Client: name, Version: string(h.live.Version), Fingerprint: h.token.Fingerprint, JTI: h.token.JTI})
-			continue
-		}
-		cl.state.mu.Lock()
-		cl.state.unrevoked = append(cl.state.unrevoked, h)
-		cl.state.mu.Unlock()
-	}
+	b.revoke(ctx, cl, &r)
 	return r.outcome(cl)
 }
 
@@ -88,6 +72,13 @@ func (r *revoked) hopeless() bool {
 	var refused *rotation.Error
 	var cannot *oidc.Error
 	return errors.As(r.why, &refused) || errors.As(r.why, &cannot) && cannot.Kind == oidc.Refused && cannot.Status == 0
+}
+
+// impossible says that the issuer has no way to revoke a token.
+func (r *revoked) impossible() bool {
+	var e *oidc.Error
+	var refused *rotation.Error
+	return !errors.As(r.why, &refused) && errors.As(r.why, &e) && e.Kind == oidc.Refused && e.Status == 0
 }
 
 func (r *revoked) count(err error) bool {

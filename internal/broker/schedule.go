@@ -92,6 +92,9 @@ func (b *Broker) tend(e *entry) {
 		b.drop(e) // the client is gone, or its issuer is another, or the combination was forgotten
 		return
 	}
+	if b.incident(cl.cfg.Name) != "" {
+		return // Contain schedules it again
+	}
 	now, h := b.o.Clock.Now(), e.held.Load()
 	if !e.active(now, h, cl.cfg.KeepWarm && e.want == cl.cfg.Default) {
 

@@ -112,6 +112,10 @@ func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Deci
 	if !d.Allowed {
 		return nil, d, b.deny(c, r, d.Reason)
 	}
+	if incident := b.incident(r.Client); incident != "" {
+		b.denials.refused(b, c, r)
+		return nil, d, quarantined(r.Client, incident)
+	}
 	return cl, d, nil
 }
 

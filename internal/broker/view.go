@@ -84,6 +84,9 @@ func (b *Broker) ready(c *cachedClient, now clock.Reading) *Error {
 	if err := b.o.Audit.Healthy(); err != nil && !b.o.ServeUnrecorded {
 		return &Error{Code: client.AuditUnavailable, Detail: "the audit log cannot be written: " + err.Error(), RetryAfter: 5 * time.Second, Err: err}
 	}
+	if incident := b.incident(c.cfg.Name); incident != "" {
+		return quarantined(c.cfg.Name, incident)
+	}
 	if c.runway(now) > 0 {
 		return nil
 	}
@@ -127,6 +130,7 @@ type ClientStatus struct {
 	Runway             int64 // seconds
 	Problem            *Error
 	EntryProblems      []error // of the allow list
+	Quarantined        string  // the incident; empty: it is not
 	MaxAge             time.Duration
 	KeyComplaints      int // callers who said that the API refused the key
 	KeyLast            time.Time
@@ -165,7 +169,7 @@ func (b *Broker) Status() []ClientStatus {
 func (b *Broker) status(c *cachedClient, now clock.Reading) ClientStatus {
 	s := ClientStatus{Name: c.cfg.Name, ProviderName: c.cfg.ProviderName, Owner: c.cfg.Owner, Credential: c.cred.Status(),
 		Runway: int64(c.runway(now) / time.Second), Problem: b.ready(c, now), EntryProblems: c.problems, MaxAge: c.cfg.Rotation.MaxAge,
-		Secret: c.cfg.Rotation.Spec.String(), HasIssuer: c.issuer != nil && !c.issuer.Local()}
+		Secret: c.cfg.Rotation.Spec.String(), HasIssuer: c.issuer != nil && !c.issuer.Local(), Quarantined: b.incident(c.cfg.Name)}
 	if live := c.cred.Current(); live != nil {
 		s.HasKey = !live.Fields["api_key"].Empty()
 		if id := plain(live.Fields[pendingKeyID]); printable(id) {

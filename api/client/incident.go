@@ -1,0 +1,133 @@
+package client
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// A Declaration is a leak, or the suspicion of one: the body of POST
+// /v1/incidents (role incident). Texts are at most 2,000 bytes; the daemon
+// refuses those that hold one of its secrets.
+type Declaration struct {
+	// Client is the one whose credentials they are.
+	Client string `json:"client"`
+	// Draft is the suspicion of the daemon's own that this confirms. Empty: none.
+	Draft string `json:"draft,omitempty"`
+	// Severity is suspected or confirmed.
+	Severity string `json:"severity"`
+	// What has leaked: token, client_secret, api_key, private_key,
+	// manager_login, host, unknown.
+	What     []string  `json:"what"`
+	Happened string    `json:"happened"`
+	Where    string    `json:"where,omitempty"`
+	FoundBy  string    `json:"found_by,omitempty"`
+	From     time.Time `json:"from,omitzero"` // when strangers may have had it first; zero: not known
+	To       time.Time `json:"to,omitzero"`   // and last; zero: it goes on
+	// PersonalData says whether personal data could be reached: yes, no,
+	// unknown. Empty: unknown.
+	PersonalData string `json:"personal_data,omitempty"`
+	// Policy is keep-serving, quarantine or rotate. Empty: the client's, and
+	// keep-serving for a suspicion; without either, a confirmed leak is
+	// refused.
+	Policy string `json:"policy,omitempty"`
+	// As is who declares it: "name, phone", as claimed.
+	As string `json:"as,omitempty"`
+	// Joins is another host's incident, as 2026-0007@web1, of which this is a
+	// part. Empty: it is one of its own.
+	Joins string `json:"joins,omitempty"`
+	// NoMail reports nothing from here.
+	NoMail bool `json:"no_mail,omitempty"`
+	// DryRun answers with what would be done, and does nothing.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Language of what a person reads first: nl or en. Empty: the issuer's.
+	Language string `json:"language,omitempty"`
+}
+
+// An Incident is the answer about one: what was recorded, what was done, what
+// is to be done by a person.
+type Incident struct {
+	// ID is this host's, as 2026-0007; empty in a dry run.
+	ID string `json:"id,omitempty"`
+	// Global names it on other hosts: 2026-0007@web1.
+	Global   string    `json:"global,omitempty"`
+	State    string    `json:"state"` // draft, open, closed
+	Drill    bool      `json:"drill,omitempty"`
+	Severity string    `json:"severity"`
+	Clients  []string  `json:"clients"` // all that share what has leaked
+	Policy   string    `json:"policy"`
+	Declared time.Time `json:"declared,omitzero"`
+	// Quarantined are the clients of which nothing is handed over now.
+	Quarantined []string `json:"quarantined,omitempty"`
+	// Done are the steps that were taken, or will be, with their outcome.
+	Done []IncidentStep `json:"done,omitempty"`
+	// ByHand is what a person has to do, in words.
+	ByHand []string `json:"by_hand,omitempty"`
+	// Clocks are the legal deadlines that may run; the broker decides nothing.
+	Clocks []string `json:"clocks,omitempty"`
+	// Mails are what is sent: in a dry run and where it is asked for, whole.
+	Mails []Mail `json:"mails,omitempty"`
+	// Record is the whole record, for programs; absent in a list.
+	Record json.RawMessage `json:"record,omitempty"`
+}
+
+// An IncidentStep is one action.
+type IncidentStep struct {
+	At      time.Time `json:"at,omitzero"`
+	What    string    `json:"what"`    // in words
+	Outcome string    `json:"outcome"` // done, failed, pending, not_possible
+	Detail  string    `json:"detail,omitempty"`
+}
+
+// A Mail is one report to one recipient.
+type Mail struct {
+	To       string `json:"to"`
+	Revision int    `json:"revision"`
+	// State is queued, sent or refused; empty: it is not under way.
+	State string    `json:"state,omitempty"`
+	Since time.Time `json:"since,omitzero"`
+	// Subject and Text are empty where they were not asked for.
+	Subject string `json:"subject,omitempty"`
+	Text    string `json:"text,omitempty"`
+}
+
+// Incidents is the answer of GET /v1/incidents: newest first, without texts.
+type Incidents struct {
+	Incidents []Incident `json:"incidents"`
+}
+
+// IncidentClose is the body of POST /v1/incidents/{incident}/close.
+type IncidentClose struct {
+	// OldStillValid is why the old secret may go on working at the issuer.
+	// Empty: it has to be refused, which one attempt shows.
+	OldStillValid string `json:"old_still_valid,omitempty"`
+	As            string `json:"as,omitempty"` // as in Declaration
+}
+
+// Whois is the answer of POST /v1/whois, whose body names a token by
+// {"access_token"} or {"fingerprint"}.
+type Whois struct {
+	Client      string    `json:"client"`
+	Version     string    `json:"version,omitempty"` // of the bundle that it was issued for
+	Fingerprint string    `json:"fingerprint"`
+	JTI         string    `json:"jti,omitempty"`
+	Scope       string    `json:"scope,omitempty"`
+	Issued      time.Time `json:"issued,omitzero"`
+	Expires     time.Time `json:"expires,omitzero"`
+	Revoked     time.Time `json:"revoked,omitzero"`
+	// Valid says whether it would still be taken, as far as is known here.
+	Valid   bool     `json:"valid"`
+	Current bool     `json:"current"` // the broker hands it out now
+	Holders []Holder `json:"holders"`
+}
+
+// A Holder is a process that was handed something.
+type Holder struct {
+	PID     int32     `json:"pid"`
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	Unit    string    `json:"unit,omitempty"`
+	Surface string    `json:"surface,omitempty"`
+	First   time.Time `json:"first"`
+	Last    time.Time `json:"last"`
+	Count   int64     `json:"count"`
+}

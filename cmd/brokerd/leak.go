@@ -1,0 +1,193 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"credentialbroker/configs"
+	"credentialbroker/internal/leak"
+	"credentialbroker/internal/response"
+	"credentialbroker/oidc"
+	"credentialbroker/providers"
+)
+
+// respond gives the configuration to whoever answers leaks.
+func (s *server) respond(next *opened) error {
+	c := responseConfig(next.config)
+	if s.response != nil {
+		return s.response.SetConfig(c)
+	}
+	var err error
+	s.response, err = response.New(response.Options{Dir: s.paths.state, Host: leakHost(), Broker: s.broker, Audit: s.audit, AuditDir: filepath.Join(s.paths.state, "audit"),
+		Clock: s.clock, Log: s.log}, c)
+	return err
+}
+
+// leakHost is this machine's name as records have it.
+func leakHost() string {
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(hostName()))
+	return strings.TrimLeft(name, ".-")
+}
+
+// responseConfig is what a configuration says of leaks.
+func responseConfig(c *configs.Config) response.Config {
+	r := response.Config{Clients: map[string]response.Client{}}
+	language := ""
+	if l := c.Leak; l != nil {
+		r.Sender = leak.Sender{Organisation: l.Organisation, Name: l.OnCall.Name, Phone: l.OnCall.Phone, From: l.SMTP.From, ReplyTo: l.SMTP.ReplyTo}
+		r.CopyTo = l.CopyTo
+		if len(r.CopyTo) == 0 {
+			r.CopyTo = []string{cmp.Or(l.SMTP.ReplyTo, l.SMTP.From)}
+		}
+		for _, relay := range l.Relays() {
+			one := relay.Relay
+			one.Login = relay.Secret != nil
+			r.Relays = append(r.Relays, one)
+		}
+		r.UndeliveredAfter, language = l.UndeliveredAfter.D(), l.Language
+	}
+	users := map[string][]string{} // of each secret
+	for name, one := range c.Clients {
+		for _, ref := range one.Secret.Refs() {
+			users[secretKey(one, ref)] = append(users[secretKey(one, ref)], name)
+		}
+	}
+	for name, one := range c.Clients {
+		client := responseClient(one, language)
+		for _, ref := range one.Secret.Refs() {
+			client.Shares = append(client.Shares, users[secretKey(one, ref)]...)
+		}
+		slices.Sort(client.Shares)
+		client.Shares = slices.DeleteFunc(slices.Compact(client.Shares), func(other string) bool { return other == name })
+		r.Clients[name] = client
+	}
+	return r
+}
+
+func secretKey(c configs.Client, ref providers.Ref) string {
+	ref.Version = ""
+	return c.Secret.Provider + " " + ref.String()
+}
+
+func responseClient(c configs.Client, language string) response.Client {
+	order := []leak.Language{leak.Dutch, leak.English}
+	if cmp.Or(language, map[string]string{"oauth2": "en"}[c.Preset]) == "en" {
+		slices.Reverse(order)
+	}
+	return response.Client{Issuer: leak.Issuer{Name: cmp.Or(c.IssuerName, issuerHost(c)), Contacts: c.LeakContacts, Rotation: cmp.Or(c.Rotation.Kind, "by-request")},
+		Environment: c.Environment, Languages: order, Confirmed: leak.Policy(c.Leak.Confirmed), Suspected: leak.Policy(c.Leak.Suspected), Steps: c.Rotation.Steps,
+		Keys: c.ClientAuth == oidc.PrivateKeyJWT, OneSecret: c.Secrets == "one"}
+}
+
+// issuerHost names an issuer that nobody has named; empty: it has no host.
+func issuerHost(c configs.Client) string {
+	for _, text := range []string{c.Issuer, c.TokenEndpoint, c.Probe.URL} {
+		if u, err := url.Parse(text); err == nil && u.Hostname() != "" {
+			return u.Hostname()
+		}
+	}
+	return ""
+}
+
+const (
+	loginEvery = time.Hour
+	loginRetry = 30 * time.Second
+)
+
+// relayLogins keeps the logins of the mail relays at hand: when they are
+// needed, the secrets manager may be what is down. A login that cannot be read
+// stays what it was.
+func (s *server) relayLogins(ctx context.Context) error {
+	said := ""
+	for {
+		wait := loginEvery
+		err := s.readLogins(ctx)
+		if err != nil {
+			wait = loginRetry
+		}
+		if text := fmt.Sprint(err); err != nil && text != said && ctx.Err() == nil {
+			s.log.Warn("the login of a mail relay cannot be read; this is tried again", "error", err)
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.relogin:
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (s *server) readLogins(ctx context.Context) error {
+	s.mu.Lock()
+	o := s.current
+	s.mu.Unlock()
+	if o.config.Leak == nil {
+		return nil
+	}
+	var errs []error
+	for n, relay := range o.config.Leak.Relays() {
+		if relay.Secret == nil {
+			continue
+		}
+		if err := s.readLogin(ctx, o, n, relay); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", relay.Address(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *server) readLogin(ctx context.Context, o *opened, n int, relay configs.Relay) error {
+	ctx, cancel := context.WithTimeout(ctx, loginRetry)
+	defer cancel()
+	b, err := providers.Load(ctx, o.providers[relay.Secret.Provider], relay.Secret.Spec, "")
+	if err != nil {
+		return err
+	}
+	defer b.Wipe()
+	user, password := b.Fields["username"], b.Fields["password"]
+	if user.Empty() || password.Empty() {
+		return errors.New("its secret needs the fields username and password")
+	}
+	return user.Use(func(name []byte) error { return s.response.SetLogin(n, string(name), password) })
+}
+
+// incidentMetrics are counts of incidents and their mails.
+type incidentMetrics struct {
+	s                *server
+	incidents, mails *prometheus.Desc
+}
+
+func (s *server) incidentMetrics() *incidentMetrics {
+	const ns = "credential_broker_"
+	return &incidentMetrics{s, prometheus.NewDesc(ns+"incidents", "Incidents: draft (a suspicion that waits for somebody), open, closed.", []string{"state"}, nil),
+		prometheus.NewDesc(ns+"incident_mails", "Reports of incidents: queued, sent, refused by every relay, or late (in time taken by none, or refused).", []string{"state"}, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (m *incidentMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.incidents; ch <- m.mails }
+
+// Collect implements prometheus.Collector.
+func (m *incidentMetrics) Collect(ch chan<- prometheus.Metric) {
+	_, counts, mails := m.s.response.Summaries()
+	for desc, values := range map[*prometheus.Desc]map[string]int{m.incidents: counts, m.mails: mails} {
+		for _, state := range slices.Sorted(maps.Keys(values)) {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(values[state]), state)
+		}
+	}
+}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+const leakYAML = `leak:
+  organisation: { name: Voorbeeld nv, kbo: 0123.456.789 }
+  on_call: { name: Wachtdienst, phone: +32 2 000 00 00 }
+  smtp: { host: 127.0.0.1, port: 1, tls: none, from: broker@corp.example }
+  copy_to: [security@corp.example]
+`
+
+// spool runs the command as broker does.
+func (s *site) spool(declaration string) (code int, out string) {
+	s.t.Helper()
+	name, err := daemonProgram()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command(name, "leak-spool", "--config", s.path("broker.yaml"), "--state", s.path("state"))
+	cmd.Stdin = strings.NewReader(declaration)
+	var b bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &b
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), b.String()
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return 0, b.String()
+}
+
+// TestSpool: with no daemon a leak is recorded, and everybody's address is
+// shown; the next daemon hands nothing out from its first answer on.
+func TestSpool(t *testing.T) {
+	s := newSite(t)
+	s.write("broker.yaml", s.config()+leakYAML)
+	const declaration = `{"client":"vdab","severity":"confirmed","what":["client_secret"],"happened":"It stood in a repository.","policy":"quarantine","as":"An, 1234"}`
+	code, out := s.spool(declaration)
+	if code != exitTryAgain || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "ict_iam@vdab.be") || !strings.Contains(out, "BEVEILIGINGSMELDING") || !strings.Contains(out, "+32 2 000 00 00") {
+		t.Errorf("without a state directory: %d\n%s", code, out)
+	}
+	if err := os.Mkdir(s.path("state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		declaration, want string
+		code              int
+	}{
+		{"{", "the declaration:", exitUsage},
+		{`{"client":"vdab","sure":true}`, "unknown field", exitUsage},
+		{strings.Replace(declaration, `"quarantine"`, `""`, 1), "policy: say what", exitUsage},
+		{strings.Replace(declaration, `"vdab"`, `"other"`, 1), "no client is called", exitUsage},
+	} {
+		if code, out := s.spool(c.declaration); code != c.code || !strings.Contains(out, c.want) {
+			t.Errorf("%s: %d\n%s", c.declaration, code, out)
+		}
+	}
+	code, out = s.spool(declaration)
+	if code != 0 || !strings.HasPrefix(out, "incident 20") || !strings.Contains(out, "-0001: recorded\n") || !strings.Contains(out, "security@vdab.be") || !strings.Contains(out, "SECURITY NOTICE") {
+		t.Errorf("%d\n%s", code, out)
+	}
+	s.start()
+	if code, body := s.do("broker.sock", "GET", "/v1/clients/vdab/token", ""); code != 409 || !strings.Contains(body, "-0001") {
+		t.Errorf("%d %s", code, body)
+	}
+	s.stop(syscall.SIGTERM)
+	s.write("broker.yaml", "clients: {")
+	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") {
+		t.Errorf("without a configuration: %d\n%s", code, out)
+	}
+}

@@ -1,0 +1,319 @@
+package response
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/leak"
+)
+
+// Rules of this file:
+//   - what is declared is judged whole before anything happens;
+//   - once the record is durable, nothing that follows is undone or given up
+//     because whoever declared it has gone away.
+
+const (
+	longestText = 2000 // bytes of each text of a declaration
+	drift       = 5 * time.Minute
+	lookTime    = 2 * time.Second
+)
+
+// Declare records a leak or the suspicion of one, contains it, and reports it;
+// a dry run answers with what would be done. It returns when the record and the
+// containment are durable and the report is queued, or cannot be for now.
+func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.Declaration) (client.Incident, error) {
+	c := r.configured()
+	i, err := incidentOf(&c, d, r.now())
+	if err != nil {
+		return client.Incident{}, err
+	}
+	if !r.o.Broker.Has(d.Client) {
+		return client.Incident{}, noClient(d.Client)
+	}
+	if err := r.harmless(d); err != nil {
+		return client.Incident{}, err
+	}
+	i.DeclaredBy = declarer(who, d.As)
+	quick, cancel := context.WithTimeout(ctx, lookTime) // a secrets manager that hangs does not hold the record up
+	r.complete(quick, &i)
+	cancel()
+	if d.DryRun {
+		return r.preview(&c, i, d)
+	}
+	i, err = r.record(i, d)
+	if err != nil {
+		return client.Incident{}, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	// Once this is on the disk, so is every hand-over before the containment,
+	// which the report has to know.
+	written, cancel := context.WithTimeout(ctx, lookTime)
+	_ = r.o.Audit.Record(written, event(&i, "declared", actor(who))) // if it cannot be, the incident goes on all the same
+	cancel()
+	i = r.pursue(ctx, i.ID)
+	return r.view(&i), nil
+}
+
+// record makes the incident durable, and contains its clients.
+func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var err error
+	if d.Draft == "" {
+		i, err = r.book.Declare(i, d.NoMail)
+	} else {
+		i, err = r.book.Update(d.Draft, func(draft *leak.Incident) error {
+			if draft.State != leak.Draft || draft.Clients[0] != i.Clients[0] {
+				return &broker.Error{Code: client.InvalidRequest, Detail: fmt.Sprintf("incident %s is no suspicion about %s that waits to be confirmed", draft.ID, i.Clients[0])}
+			}
+			i.Format, i.ID, i.Host, i.KnownAt, i.State = draft.Format, draft.ID, draft.Host, draft.KnownAt, leak.Open
+			i.DeclaredAt, i.Revisions = r.now(), draft.Revisions
+			if len(i.Versions) == 0 {
+				i.Versions = draft.Versions
+			}
+			*draft = i
+			draft.Revise(r.now(), "", d.NoMail)
+			return nil
+		})
+	}
+	if err != nil {
+		return i, unrecorded(err)
+	}
+	r.busy[i.ID] = true
+	if err := r.contain(); err != nil {
+		r.alarm("", "damaged", "", err.Error())
+	}
+	return i, nil
+}
+
+// incidentOf judges a declaration, and makes the incident that it is about,
+// with the steps that are to be taken. The quarantine is the record itself, and
+// so done with it.
+func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, error) {
+	one := c.client(d.Client)
+	if err := judge(c, d, now); err != nil {
+		return leak.Incident{}, err
+	}
+	i := leak.Incident{Joins: d.Joins, State: leak.Open, Severity: leak.Severity(d.Severity), Happened: d.Happened, Where: d.Where, FoundBy: d.FoundBy,
+		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Clients: []string{d.Client},
+		Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
+		NextUpdate: now.Add(firstUpdate)}
+	for _, w := range d.What {
+		if !slices.Contains(i.What, leak.Credential(w)) {
+			i.What = append(i.What, leak.Credential(w))
+		}
+	}
+	if i.PersonalData == "" {
+		i.PersonalData = leak.PersonalUnknown
+	}
+	if i.Policy == "" {
+		i.Policy = one.policy(i.Severity)
+	}
+	if i.Policy == "" {
+		return i, &broker.Error{Code: client.InvalidRequest, Detail: fmt.Sprintf(
+			"policy: say what is to happen to %s: quarantine, rotate or keep-serving; or set leak: { confirmed: … } for the client", d.Client)}
+	}
+	if !tokenOnly(&i) {
+		i.Clients = append(i.Clients, one.Shares...)
+	}
+	i.Actions = steps(&i, now)
+	return i, nil
+}
+
+func (c Client) policy(s leak.Severity) leak.Policy {
+	switch {
+	case s == leak.Confirmed:
+		return c.Confirmed
+	case c.Suspected == "":
+		return leak.KeepServing
+	}
+	return c.Suspected
+}
+
+// steps are those that what has leaked, and the policy, ask for.
+func steps(i *leak.Incident, now time.Time) []leak.Action {
+	list := []leak.Action{}
+	pending := func(what string) { list = append(list, leak.Action{At: now, What: what, Outcome: leak.Pending}) }
+	if i.Policy == leak.Quarantine {
+		list = append(list, leak.Action{At: now, What: "quarantine", Outcome: leak.Done})
+	}
+	out := slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w == leak.Token || w == leak.Host || w == leak.Unknown })
+	if i.Policy == leak.Quarantine || out && (i.Policy == leak.Rotate || i.Severity == leak.Confirmed) {
+		pending("revoke_tokens")
+	}
+	if i.Policy == leak.Rotate && !tokenOnly(i) {
+		pending("rotate")
+	}
+	pending("trace_tokens")
+	return list
+}
+
+// tokenOnly: what has leaked ends by itself.
+func tokenOnly(i *leak.Incident) bool { return len(i.What) == 1 && i.What[0] == leak.Token }
+
+// judge says what is wrong with a declaration.
+func judge(c *Config, d client.Declaration, now time.Time) error {
+	no := func(format string, args ...any) error {
+		return &broker.Error{Code: client.InvalidRequest, Detail: fmt.Sprintf(format, args...)}
+	}
+	in := func(v string, words ...string) bool { return slices.Contains(words, v) }
+	if _, ok := c.Clients[d.Client]; !ok {
+		return noClient(d.Client)
+	}
+	for _, t := range texts(&d) {
+		if len(*t.text) > longestText {
+			return no("%s: it is longer than %d bytes: tell the rest in an answer to the mail", t.name, longestText)
+		}
+	}
+	for _, w := range d.What {
+		if !in(w, "token", "client_secret", "api_key", "private_key", "manager_login", "host", "unknown") {
+			return no("what: %.40q is unknown: write token, client_secret, api_key, private_key, manager_login, host or unknown", w)
+		}
+	}
+	switch {
+	case !in(d.Severity, "suspected", "confirmed"):
+		return no("severity: write suspected or confirmed")
+	case len(d.What) == 0:
+		return no("what: say what has leaked; unknown if nobody knows yet")
+	case d.Happened == "":
+		return no("happened: say in a sentence what happened: the issuer reads it")
+	case !in(d.PersonalData, "", "yes", "no", "unknown"):
+		return no("personal_data: write yes, no or unknown")
+	case !in(d.Policy, "", "keep-serving", "quarantine", "rotate"):
+		return no("policy: write keep-serving, quarantine or rotate")
+	case !in(d.Language, "", "nl", "en"):
+		return no("language: write nl or en")
+	case d.From.After(now.Add(drift)) || d.To.After(now.Add(drift)):
+		return no("from, to: they are in the future; leave to out if it goes on")
+	case !d.From.IsZero() && !d.To.IsZero() && d.To.Before(d.From):
+		return no("to: it is before from")
+	case d.Draft != "" && d.Joins != "":
+		return no("joins: a suspicion that is confirmed is an incident of this host")
+	}
+	return nil
+}
+
+type namedText struct {
+	name string
+	text *string
+}
+
+func texts(d *client.Declaration) []namedText {
+	return []namedText{{"happened", &d.Happened}, {"where", &d.Where}, {"found_by", &d.FoundBy}, {"as", &d.As}}
+}
+
+// harmless refuses texts that hold a live secret or token: they are mailed.
+func (r *Responder) harmless(d client.Declaration) error {
+	for _, t := range texts(&d) {
+		if r.o.Broker.Holds([]byte(*t.text)) {
+			return &broker.Error{Code: client.InvalidRequest, Detail: t.name + ": it holds a secret or token that is in use; nothing was recorded: say in words which one it is"}
+		}
+	}
+	return nil
+}
+
+// complete fills in what the daemon knows: the clients that share the bundle,
+// the version that has leaked and the public identifier.
+func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	i.Clients = r.sharing(i)
+	if i.Versions == nil {
+		i.Versions = map[string]string{}
+	}
+	for n, name := range i.Clients {
+		have := r.o.Broker.Credentials(ctx, name)
+		if i.Versions[name] == "" && have.Version != "" {
+			i.Versions[name] = have.Version
+		}
+		if n == 0 && i.ClientID == "" {
+			i.ClientID = have.ClientID
+		}
+	}
+}
+
+// sharing are the incident's clients and those that share their secrets, the
+// declared one first.
+func (r *Responder) sharing(i *leak.Incident) []string {
+	all := slices.Clone(i.Clients)
+	if tokenOnly(i) { // a token is one client's
+		return all[:1]
+	}
+	for _, name := range r.o.Broker.Sharing(i.Clients[0]) {
+		if !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
+// preview is what would be done, and the mails as they would be.
+func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (client.Incident, error) {
+	now := r.now()
+	i.Format, i.ID, i.Host, i.DeclaredAt, i.KnownAt = 1, fmt.Sprintf("%04d-0000", now.Year()), r.o.Host, now, now
+	ctx, cancel := context.WithTimeout(context.Background(), stepTime)
+	defer cancel()
+	if t, ok := r.trace(ctx, &i); ok {
+		t.into(&i)
+		outcome(&i, "trace_tokens", leak.Done, fmt.Sprint(i.Exposure.Count), now)
+	}
+	i.Revise(now, "", d.NoMail)
+	one := c.client(i.Clients[0])
+	order := one.Languages
+	if d.Language != "" {
+		order = []leak.Language{leak.Language(d.Language)}
+		for _, l := range one.Languages {
+			if !slices.Contains(order, l) {
+				order = append(order, l)
+			}
+		}
+	}
+	out := r.view(&i)
+	out.ID, out.Global, out.Record = "", "", nil
+	if len(c.Relays) == 0 {
+		return out, nil
+	}
+	messages, err := leak.Compose(i, c.Sender, order)
+	if err != nil {
+		return out, &broker.Error{Code: client.InvalidRequest, Detail: err.Error()}
+	}
+	for _, m := range messages {
+		out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: m.Subject, Text: m.Body})
+	}
+	return out, nil
+}
+
+func noClient(name string) error {
+	return &broker.Error{Code: client.NotFound, Detail: fmt.Sprintf("no client is called %.64q; broker status lists them", name)}
+}
+
+// unrecorded is for an incident that could not be made durable: whoever
+// declares it has to tell people in another way, at once.
+func unrecorded(err error) error {
+	if e, ok := err.(*broker.Error); ok { //nolint:errorlint // ours, from the change
+		return e
+	}
+	return &broker.Error{Code: client.AuditUnavailable, RetryAfter: 10 * time.Second, Err: err,
+		Detail: "the incident is NOT recorded, and nothing was done: " + err.Error()}
+}
+
+func declarer(who *access.Caller, as string) leak.Declarer {
+	d := leak.Declarer{LoginUID: 1<<32 - 1, Claimed: as}
+	if who != nil {
+		d.UID, d.LoginUID, d.PID = who.UID, who.LoginUID, who.PID
+	}
+	return d
+}
+
+func actor(c *access.Caller) *audit.Caller {
+	if c == nil {
+		return nil
+	}
+	return &audit.Caller{PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID, Unit: c.Unit, UserUnit: c.UserUnit, LoginUID: c.LoginUID, Container: c.Container}
+}

@@ -1,0 +1,262 @@
+package response
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/leak"
+)
+
+// Release lets an incident's clients be served again, once a new version of
+// what has leaked is installed and proved; after the leak of a token, once none
+// is left that was out.
+func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) (client.Incident, error) {
+	i, err := r.get(id)
+	if err != nil {
+		return client.Incident{}, err
+	}
+	if !quarantines(&i) {
+		return client.Incident{}, refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
+	}
+	version, err := r.renewed(ctx, &i)
+	if err != nil {
+		return client.Incident{}, refuse(client.Quarantined, "incident %s: its clients stay quarantined: %v", i.ID, err)
+	}
+	i, err = r.change(i.ID, func(i *leak.Incident) error {
+		if !quarantines(i) {
+			return refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
+		}
+		r.free(i, version)
+		r.revise(i, "")
+		return nil
+	})
+	if err != nil {
+		return client.Incident{}, err
+	}
+	r.note(&i, "released", actor(who))
+	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	return r.view(&i), nil
+}
+
+// free notes that the clients are served again, with a new version.
+func (r *Responder) free(i *leak.Incident, version string) {
+	add := func(what, detail string) {
+		i.Actions = append(i.Actions, leak.Action{At: r.now(), What: what, Outcome: leak.Done, Detail: detail})
+	}
+	outcome(i, "rotate", leak.Done, "", r.now())
+	if version != "" && !slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" }) {
+		add("install_version", version)
+	}
+	if quarantines(i) {
+		add("release", "")
+	}
+}
+
+// renewed says what is missing until what has leaked is of no use here any
+// more: a new version that is proved. version is the first client's.
+func (r *Responder) renewed(ctx context.Context, i *leak.Incident) (version string, err error) {
+	if tokenOnly(i) {
+		over := i.Exposure.LastExpiry.Before(r.now()) && !pending(i, "trace_tokens")
+		revoked := slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "revoke_tokens" && a.Outcome == leak.Done })
+		if !over && !revoked {
+			return "", fmt.Errorf("tokens that were out have not ended: the last one does at %s", i.Exposure.LastExpiry.Format(time.RFC3339))
+		}
+		return "", nil
+	}
+	var missing []error
+	for _, s := range r.o.Broker.Status() {
+		k := s.Credential
+		switch {
+		case !slices.Contains(i.Clients, s.Name):
+			continue
+		case k.Version == "":
+			missing = append(missing, fmt.Errorf("%s has no version of its secret in use", s.Name))
+		case string(k.Version) == i.Versions[s.Name]:
+			missing = append(missing, fmt.Errorf("%s still has version %s, which has leaked: store a new one, then run broker rotate %s", s.Name, k.Version, s.Name))
+		case !k.Works && k.Probed.IsZero():
+			if err := r.o.Broker.Prove(ctx, s.Name); err != nil {
+				missing = append(missing, fmt.Errorf("version %s of %s is not proved: %w", k.Version, s.Name, err))
+			}
+		}
+		if s.Name == i.Clients[0] {
+			version = string(k.Version)
+		}
+	}
+	return version, errors.Join(missing...)
+}
+
+// Close ends an incident: a new version has to be in use, the issuer has to
+// refuse the old one (which one attempt shows) unless there is a reason why
+// not, and the report has to be delivered. A suspicion, or a drill, just ends.
+func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, how client.IncidentClose) (client.Incident, error) {
+	i, err := r.get(id)
+	switch {
+	case err != nil:
+		return client.Incident{}, err
+	case i.State == leak.Closed:
+		return client.Incident{}, refuse(client.InvalidRequest, "incident %s is closed", i.ID)
+	case r.o.Broker.Holds([]byte(how.OldStillValid)) || r.o.Broker.Holds([]byte(how.As)):
+		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token that is in use: say in words which one it is")
+	case len(how.OldStillValid) > longestText || len(how.As) > longestText:
+		return client.Incident{}, refuse(client.InvalidRequest, "a text is longer than %d bytes", longestText)
+	case i.State == leak.Draft || i.Drill:
+		return r.drop(who, &i, how)
+	}
+	if missing := r.unreported(&i); missing != "" {
+		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %s", i.ID, missing)
+	}
+	closing := leak.Closing{By: declarer(who, how.As), StillValid: how.OldStillValid}
+	if closing.NewVersion, err = r.renewed(ctx, &i); err != nil {
+		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
+	}
+	if how.OldStillValid == "" {
+		if err := r.oldRefused(ctx, &i); err != nil {
+			return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
+		}
+		closing.OldRefused = true
+	}
+	i, err = r.change(i.ID, func(i *leak.Incident) error {
+		if i.State != leak.Open {
+			return refuse(client.InvalidRequest, "incident %s is closed", i.ID)
+		}
+		r.free(i, closing.NewVersion)
+		closing.At = r.now()
+		i.State, i.Closing, i.NextUpdate = leak.Closed, &closing, time.Time{}
+		r.revise(i, "")
+		return nil
+	})
+	if err != nil {
+		return client.Incident{}, err
+	}
+	r.note(&i, "closed", actor(who))
+	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	return r.view(&i), nil
+}
+
+// drop ends what no issuer was told of.
+func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.IncidentClose) (client.Incident, error) {
+	closed, err := r.change(i.ID, func(i *leak.Incident) error {
+		i.State, i.NextUpdate = leak.Closed, time.Time{}
+		i.Closing = &leak.Closing{At: r.now(), By: declarer(who, how.As), OldRefused: true} // nothing is left to refuse
+		i.Revise(r.now(), how.OldStillValid, true)
+		return nil
+	})
+	if err != nil {
+		return client.Incident{}, err
+	}
+	r.release(closed.ID)
+	r.note(&closed, "closed", actor(who))
+	return r.view(&closed), nil
+}
+
+// unreported says what of the report is not delivered; empty: nothing.
+func (r *Responder) unreported(i *leak.Incident) string {
+	if i.Unqueued() {
+		return "its report is not queued yet"
+	}
+	var left []string
+	for _, d := range r.deliveries(i.ID) {
+		if d.State != leak.Sent && !slices.Contains(left, d.Recipient) {
+			left = append(left, d.Recipient)
+		}
+	}
+	if len(left) == 0 {
+		return ""
+	}
+	return "its report is not delivered to " + strings.Join(left, ", ") + ": broker leak show " + i.ID + " says why"
+}
+
+// oldRefused asks the issuer about the version that has leaked, once.
+func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
+	if tokenOnly(i) {
+		return nil
+	}
+	const otherwise = "; if you know it in another way, or it cannot be, say so with --old-still-valid REASON"
+	if !slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w != leak.APIKey && w != leak.Token }) {
+		return errors.New("no request shows whether an API key is refused without being one to the API" + otherwise)
+	}
+	for name, version := range i.Versions {
+		switch taken, err := r.o.Broker.StillTaken(ctx, name, version); {
+		case err != nil:
+			return fmt.Errorf("whether the issuer still takes version %s of %s is not known: %w%s", version, name, err, otherwise)
+		case taken:
+			return fmt.Errorf("the issuer still takes version %s of %s: have it revoked%s", version, name, otherwise)
+		}
+	}
+	return nil
+}
+
+// Evidence is what this host knows of an incident, for another one.
+func (r *Responder) Evidence(_ context.Context, id string) (json.RawMessage, error) {
+	i, err := r.get(id)
+	if err != nil {
+		return nil, err
+	}
+	return r.book.Export(i.ID)
+}
+
+// AddEvidence takes what another host knows into the next report.
+func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id string, evidence json.RawMessage) (client.Incident, error) {
+	i, err := r.get(id)
+	if err != nil {
+		return client.Incident{}, err
+	}
+	if r.o.Broker.Holds(evidence) {
+		return client.Incident{}, refuse(client.InvalidRequest, "the evidence holds a secret or token that is in use: look at how it was made")
+	}
+	before := len(i.Revisions)
+	r.mu.Lock()
+	i, err = r.book.Merge(i.ID, evidence)
+	if err == nil {
+		r.busy[i.ID] = true
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return client.Incident{}, refuse(client.InvalidRequest, "%v", err)
+	}
+	if len(i.Revisions) > before {
+		r.note(&i, "merged", actor(who))
+	}
+	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	return r.view(&i), nil
+}
+
+// get reads an incident, by its ID here or among all hosts.
+func (r *Responder) get(id string) (leak.Incident, error) {
+	i, err := r.book.Get(id)
+	if errors.Is(err, leak.ErrNotFound) {
+		return i, &broker.Error{Code: client.NotFound, Detail: err.Error() + "; broker leak list shows them"}
+	}
+	if err != nil {
+		return i, &broker.Error{Code: client.Internal, Detail: err.Error()}
+	}
+	return i, nil
+}
+
+// change makes a change durable, lets the Broker know, and takes the incident,
+// to be pursued.
+func (r *Responder) change(id string, f func(*leak.Incident) error) (leak.Incident, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i, err := r.book.Update(id, f)
+	if err != nil {
+		return i, unrecorded(err)
+	}
+	r.busy[i.ID] = true
+	if err := r.contain(); err != nil {
+		r.alarm("", "damaged", "", err.Error())
+	}
+	return i, nil
+}
+
+func refuse(code client.Code, format string, args ...any) error {
+	return &broker.Error{Code: code, Detail: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,257 @@
+package response
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/leak"
+)
+
+// round looks at every incident, and does what its time has come for.
+func (r *Responder) round(ctx context.Context) {
+	status := map[string]broker.ClientStatus{}
+	for _, s := range r.o.Broker.Status() {
+		status[s.Name] = s
+		if s.Credential.Works {
+			r.mu.Lock()
+			r.worked[s.Name] = string(s.Credential.Version)
+			r.mu.Unlock()
+		}
+	}
+	list, _ := r.book.List() // what cannot be read was an alarm at the start
+	for n := range list {
+		if ctx.Err() != nil {
+			return
+		}
+		i := list[n]
+		if r.due(&i) {
+			i = r.pursue(ctx, i.ID)
+		}
+		r.follow(&i, status)
+	}
+	r.undelivered()
+}
+
+// due takes an incident whose steps or report are to be tried now.
+func (r *Responder) due(i *leak.Incident) bool {
+	n := len(i.Revisions)
+	fresh := i.Unqueued() && r.now().Sub(i.Revisions[n-1].At) < retryTime/2 // one of a moment ago
+	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens"))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at, tried := r.tried[i.ID]
+	waits := tried && at.Until(r.o.Clock.Now()) > 0 && (open || !fresh)
+	if r.busy[i.ID] || waits || !open && !i.Unqueued() {
+		return false
+	}
+	r.busy[i.ID] = true
+	return true
+}
+
+// follow notes what has happened to an incident since.
+func (r *Responder) follow(i *leak.Incident, status map[string]broker.ClientStatus) {
+	now := r.now()
+	change := func(code string, f func(*leak.Incident) error) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.busy[i.ID] {
+			return
+		}
+		next, err := r.book.Update(i.ID, f)
+		if err != nil {
+			r.o.Log.Error("an incident could not be written; this is tried again", "incident", i.ID, "error", err)
+			return
+		}
+		*i = next
+		if code != "" {
+			r.note(i, code, nil)
+		}
+		_ = r.contain()
+	}
+	if sent := r.delivered(i); sent != nil {
+		change("", func(i *leak.Incident) error { i.Deliveries = sent; return nil })
+	}
+	switch {
+	case i.State == leak.Closed:
+		if at := lastReminder(i); !at.IsZero() && now.Sub(at) >= weekly {
+			change("reminded", func(i *leak.Incident) error {
+				i.Actions = append(i.Actions, leak.Action{At: now, What: "remind", Outcome: leak.Done})
+				return nil
+			})
+			r.alarm(i.Clients[0], "old_still_valid", i.ID, "the old credentials still work at the issuer, by what was said when the incident was closed: "+i.Closing.StillValid)
+		}
+		return
+	case i.Drill:
+		r.endDrill(i, change)
+		return
+	case i.State == leak.Draft:
+		return
+	}
+	if more := r.sharing(i); len(more) > len(i.Clients) {
+		change("extended", func(i *leak.Incident) error { i.Clients = more; return nil })
+	}
+	if version, ok := replaced(i, status); ok {
+		change("installed", func(i *leak.Incident) error {
+			outcome(i, "rotate", leak.Done, "", now)
+			i.Actions = append(i.Actions, leak.Action{At: now, What: "install_version", Outcome: leak.Done, Detail: version})
+			r.revise(i, "")
+			return nil
+		})
+	}
+	if !i.NextUpdate.IsZero() && !now.Before(i.NextUpdate) {
+		change("updated", func(i *leak.Incident) error {
+			r.revise(i, "Er zijn geen nieuwe feiten.\nThere is nothing new.")
+			return nil
+		})
+	}
+}
+
+// delivered are the incident's deliveries, if more are there than it says.
+func (r *Responder) delivered(i *leak.Incident) []leak.Delivery {
+	list := r.deliveries(i.ID)
+	if len(list) > 0 && slices.EqualFunc(list, i.Deliveries, func(a, b leak.Delivery) bool { return a.MessageID == b.MessageID && a.State == b.State }) {
+		return nil
+	}
+	return list
+}
+
+func (r *Responder) deliveries(id string) []leak.Delivery {
+	r.mu.Lock()
+	out := r.outbox
+	r.mu.Unlock()
+	if out == nil {
+		return nil
+	}
+	return out.Deliveries(id)
+}
+
+// lastReminder is when somebody was last reminded that the old credentials
+// work; zero: they do not, or nobody knows.
+func lastReminder(i *leak.Incident) (at time.Time) {
+	if i.Closing == nil || i.Closing.OldRefused || i.Closing.StillValid == "" {
+		return at
+	}
+	at = i.Closing.At
+	for _, a := range i.Actions {
+		if a.What == "remind" && a.At.After(at) {
+			at = a.At
+		}
+	}
+	return at
+}
+
+// replaced says whether every client has another version in use than the one
+// that has leaked, which the record does not say yet.
+func replaced(i *leak.Incident, status map[string]broker.ClientStatus) (version string, ok bool) {
+	if tokenOnly(i) || len(i.Versions) == 0 || slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" }) {
+		return "", false
+	}
+	for name, old := range i.Versions {
+		s, there := status[name]
+		k := s.Credential
+		if there && (k.Version == "" || string(k.Version) == old || !k.Works && k.Probed.IsZero()) {
+			return "", false
+		}
+	}
+	return string(status[i.Clients[0]].Credential.Version), true
+}
+
+// undelivered alarms for each mail that no relay takes, at most once an hour.
+func (r *Responder) undelivered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.outbox == nil {
+		return
+	}
+	for _, d := range r.outbox.Undelivered(cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)) {
+		if r.often(d.MessageID) {
+			continue
+		}
+		why := "it was not tried yet"
+		if len(d.Last) > 0 {
+			var all []string
+			for _, a := range d.Last {
+				all = append(all, a.String())
+			}
+			why = strings.Join(all, "; ")
+		}
+		r.alarm("", "undelivered", d.Incident, fmt.Sprintf("no mail relay takes the report to %s: %s: tell them in another way", d.Recipient, why))
+	}
+}
+
+// A watcher follows the alarms of the audit log, for what may mean a leak.
+type watcher struct {
+	alarms *audit.Alarms
+	later  []refusal
+}
+
+// A refusal of a secret is looked at again a while later: its replacement may
+// be on its way.
+type refusal struct {
+	client, version string
+	at              clock.Reading
+}
+
+const refusalTime = time.Minute
+
+func (r *Responder) watch() *watcher {
+	alarms, err := audit.AlarmsAfter(r.o.AuditDir, r.o.Audit.Status().Seq)
+	if err != nil {
+		r.o.Log.Error("the audit log cannot be followed: no suspicion is raised from it", "error", err)
+		return &watcher{}
+	}
+	return &watcher{alarms: alarms}
+}
+
+func (w *watcher) close() {
+	if w.alarms != nil {
+		w.alarms.Close()
+	}
+}
+
+func (w *watcher) look(r *Responder) {
+	now := r.o.Clock.Now()
+	for w.alarms != nil {
+		e, err := w.alarms.Next()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				r.o.Log.Error("the audit log cannot be followed any more", "error", err)
+				w.close()
+				w.alarms = nil
+			}
+			break
+		}
+		if e.Type == audit.TokenRefused {
+			w.later = append(w.later, refusal{e.Client, e.Version, now.Add(refusalTime)})
+		}
+	}
+	w.later = slices.DeleteFunc(w.later, func(f refusal) bool {
+		if f.at.Until(now) > 0 {
+			return false
+		}
+		r.refused(f)
+		return true
+	})
+}
+
+// refused raises a suspicion if a version that had worked was refused, still
+// serves, and nothing newer is there.
+func (r *Responder) refused(f refusal) {
+	r.mu.Lock()
+	had := r.worked[f.client] == f.version
+	r.mu.Unlock()
+	for _, s := range r.o.Broker.Status() {
+		if k := s.Credential; had && s.Name == f.client && string(k.Version) == f.version && k.Dead && k.Candidate == "" && s.Quarantined == "" {
+			r.Suspect(f.client, "invalid_client", fmt.Sprintf("The issuer refuses version %s of the secret, which had worked and was not replaced here: somebody else may have replaced or revoked it.", f.version))
+		}
+	}
+}

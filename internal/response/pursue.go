@@ -1,0 +1,269 @@
+package response
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/leak"
+)
+
+// Rules of this file:
+//   - a step is pending until its outcome is recorded, and may be taken twice;
+//   - nothing here holds mu over the network.
+
+// pursue takes the pending steps of an incident that is marked as busy, each
+// within its time, records their outcome, and queues the report. What fails is
+// left for the next round. It returns the incident as it then is.
+func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
+	i, err := r.book.Get(id)
+	if err != nil {
+		r.release(id)
+		return leak.Incident{ID: id, Clients: []string{""}}
+	}
+	limit := stepTime
+	if !i.Unqueued() {
+		limit = patientTime
+	}
+	r.complete(ctx, &i)
+	steps, cancel := context.WithTimeout(ctx, limit)
+	found := r.take(steps, &i)
+	cancel()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.busy, id)
+	r.tried[id] = r.o.Clock.Now().Add(retryTime)
+	i, err = r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
+	if err == nil {
+		_ = r.contain() // a client more may share the secret
+		i, err = r.report(i)
+	}
+	if err != nil && !r.often(id) {
+		r.alarm(i.Clients[0], "unreported", id, "the report could not be queued, and is tried again: "+err.Error())
+	}
+	return i
+}
+
+func (r *Responder) release(id string) {
+	r.mu.Lock()
+	delete(r.busy, id)
+	r.mu.Unlock()
+}
+
+// found is what the steps of a round have come to.
+type found struct {
+	withdrawn *broker.Withdrawal
+	traced    *traced
+}
+
+// take takes the pending steps at once. Where a new secret ends the old one,
+// the tokens are revoked with the new one, else with what minted them.
+func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
+	c := r.configured()
+	var steps sync.WaitGroup
+	if pending(i, "trace_tokens") {
+		steps.Go(func() {
+			if t, ok := r.trace(ctx, i); ok {
+				f.traced = &t
+			}
+		})
+	}
+	rotate := func() {
+		if pending(i, "rotate") {
+			for _, name := range i.Clients {
+				_, _ = r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
+			}
+		}
+	}
+	steps.Go(func() {
+		one := c.client(i.Clients[0]).OneSecret
+		if one {
+			rotate()
+		}
+		if pending(i, "revoke_tokens") {
+			w := r.withdraw(ctx, i.Clients)
+			f.withdrawn = &w
+		}
+		if !one {
+			rotate()
+		}
+	})
+	steps.Wait()
+	return f
+}
+
+func (r *Responder) withdraw(ctx context.Context, clients []string) broker.Withdrawal {
+	all := make([]broker.Withdrawal, len(clients))
+	var g sync.WaitGroup
+	for n, name := range clients {
+		g.Go(func() { all[n] = r.o.Broker.Withdraw(ctx, name) })
+	}
+	g.Wait()
+	sum := broker.Withdrawal{Possible: true}
+	for _, w := range all {
+		sum.Revoked, sum.Kept = sum.Revoked+w.Revoked, sum.Kept+w.Kept
+		sum.Possible = sum.Possible && (w.Possible || w.Kept == 0)
+		if w.Last.After(sum.Last) {
+			sum.Last = w.Last
+		}
+	}
+	return sum
+}
+
+// merge writes what was found into the record as it is now. A change after the
+// first report is one that the recipients are told.
+func (r *Responder) merge(now, was *leak.Incident, f found) {
+	at, changed := r.now(), false
+	r.redact(now)
+	for _, name := range was.Clients {
+		if !slices.Contains(now.Clients, name) {
+			now.Clients = append(now.Clients, name)
+		}
+	}
+	now.ClientID = cmp.Or(now.ClientID, was.ClientID)
+	if now.Versions == nil {
+		now.Versions = map[string]string{}
+	}
+	for name, v := range was.Versions {
+		now.Versions[name] = cmp.Or(now.Versions[name], v)
+	}
+	if f.traced != nil && pending(now, "trace_tokens") {
+		f.traced.into(now)
+		changed = outcome(now, "trace_tokens", leak.Done, fmt.Sprint(now.Exposure.Count), at) || changed
+	}
+	if w := f.withdrawn; w != nil && pending(now, "revoke_tokens") {
+		result, detail := leak.Done, fmt.Sprintf("%d/%d", w.Revoked, w.Revoked+w.Kept)
+		switch {
+		case w.Kept > 0 && !w.Possible:
+			result = leak.NotPossible
+		case w.Kept > 0:
+			result = leak.Pending
+		case w.Revoked == 0 && now.Exposure.LastExpiry.After(at) && !f.traced.allRevoked(at):
+			// Their values went with an earlier process: nobody can revoke them.
+			result, detail = leak.NotPossible, ""
+		}
+		changed = outcome(now, "revoke_tokens", result, detail, at) || changed
+	}
+	if changed && !now.Unqueued() {
+		r.revise(now, "")
+	}
+}
+
+// revise tells the recipients again, and when the next time is.
+func (r *Responder) revise(i *leak.Incident, why string) {
+	now := r.now()
+	if i.NextUpdate.Before(now.Add(firstUpdate)) && !i.NextUpdate.IsZero() {
+		i.NextUpdate = now.Add(laterUpdate)
+	}
+	noMail := len(i.Revisions) > 0 && i.Revisions[len(i.Revisions)-1].NoMail
+	i.Revise(now, why, noMail)
+}
+
+// redact takes live secrets out of what a person typed while no daemon ran.
+func (r *Responder) redact(i *leak.Incident) {
+	for _, s := range []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed} {
+		if *s != "" && r.o.Broker.Holds([]byte(*s)) {
+			*s = "[removed: it held a secret]"
+		}
+	}
+}
+
+// report composes the newest revision and queues it. The caller holds mu.
+func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
+	if !i.Unqueued() {
+		return i, nil
+	}
+	if r.outbox == nil {
+		return i, errors.New("no mail relay is configured: set leak: in the configuration, and tell the recipients in another way until then")
+	}
+	messages, err := leak.Compose(i, r.config.Sender, r.config.client(i.Clients[0]).Languages)
+	if err != nil {
+		return i, err
+	}
+	if err := r.outbox.Enqueue(messages); err != nil {
+		return i, err
+	}
+	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Queued(); return nil })
+}
+
+func pending(i *leak.Incident, what string) bool {
+	return slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == what && a.Outcome == leak.Pending })
+}
+
+// outcome writes how the pending step ended, and says whether that is news.
+func outcome(i *leak.Incident, what string, result leak.Outcome, detail string, at time.Time) bool {
+	i.Actions = slices.Clone(i.Actions)
+	for n := range i.Actions {
+		if a := &i.Actions[n]; a.What == what && a.Outcome == leak.Pending {
+			if result == leak.Pending {
+				a.Detail = detail
+				return false
+			}
+			*a = leak.Action{At: at, What: what, Outcome: result, Detail: detail}
+			return true
+		}
+	}
+	return false
+}
+
+// traced is what the audit log knows of an incident.
+type traced struct{ audit.Trace }
+
+// trace reads the audit log; ok is false if it took too long, or failed.
+func (r *Responder) trace(ctx context.Context, i *leak.Incident) (t traced, ok bool) {
+	to := i.Window.To
+	if to.IsZero() {
+		to = r.now().Add(time.Minute)
+	}
+	from, clients := i.Window.From, slices.Clone(i.Clients)
+	done := make(chan traced, 1)
+	r.traces.Go(func() {
+		t, err := audit.TraceClients(r.o.AuditDir, clients, from, to)
+		if err != nil {
+			r.o.Log.Error("the audit log could not be read for an incident", "error", err)
+			close(done)
+			return
+		}
+		done <- traced{t}
+	})
+	select {
+	case <-ctx.Done():
+		return traced{}, false
+	case t, ok = <-done:
+		return t, ok
+	}
+}
+
+// into writes what was found into the record.
+func (t traced) into(i *leak.Incident) {
+	i.Exposure, i.Holders = leak.Exposure{}, nil
+	hold := func(held string, h audit.Holder) {
+		i.Holders = append(i.Holders, leak.Holder{UID: h.UID, PID: h.PID, Unit: cmp.Or(h.Unit, h.UserUnit), Held: held, First: h.First, Last: h.Last})
+	}
+	for _, token := range t.Tokens {
+		i.Exposure.Add(leak.IssuedToken{JTI: token.JTI, Fingerprint: token.Fingerprint, Issued: token.Issued, Expires: token.Expires})
+		for _, h := range token.Holders {
+			hold(cmp.Or(token.JTI, token.Fingerprint, "jwt"), h)
+		}
+	}
+	i.Exposure.Count += t.More
+	if t.Last.After(i.Exposure.LastExpiry) {
+		i.Exposure.LastExpiry = t.Last
+	}
+	for _, h := range t.Keys {
+		hold("api-key", h)
+	}
+}
+
+// allRevoked says whether no token is left that somebody could use.
+func (t *traced) allRevoked(now time.Time) bool {
+	return t != nil && t.More == 0 && !slices.ContainsFunc(t.Tokens, func(one audit.TracedToken) bool {
+		return one.Revoked.IsZero() && one.Expires.After(now)
+	})
+}

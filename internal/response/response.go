@@ -1,0 +1,286 @@
+// Package response answers a leak: it records the incident, contains the
+// clients, has what can be revoked revoked, reports, and follows the incident
+// until it is closed.
+//
+// The order that loses nothing: the record becomes durable, which is also the
+// quarantine; then nothing is handed over any more; then the steps are taken,
+// each within its time; then the report is queued, durably. A process that dies
+// anywhere in it goes on from the record at its next start.
+package response
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
+	"credentialbroker/internal/leak"
+	"credentialbroker/internal/secret"
+)
+
+// A Responder is the one who answers leaks on this host. All methods may be
+// called from many goroutines.
+type Responder struct {
+	o    Options
+	book book
+
+	opened chan struct{} // closed when there is an outbox
+
+	mu        sync.Mutex // one change of incidents and of what is below at a time
+	config    Config
+	outbox    *leak.Outbox      // nil: no relay was ever configured
+	contained map[string]string // as the Broker has it
+	busy      map[string]bool   // incidents whose steps are under way
+	tried     map[string]clock.Reading
+	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
+	suspected map[string]clock.Reading // by client and cause
+	worked    map[string]string        // versions that have authenticated, by client
+	traces    sync.WaitGroup           // readers of the audit log that took too long
+}
+
+// Options are what a Responder works with.
+type Options struct {
+	Dir    string // of durable state; it must exist
+	Host   string // this machine's name
+	Broker *broker.Broker
+	Audit  *audit.Log
+	// AuditDir is the log's, which tells what tokens there were.
+	AuditDir string
+	Clock    clock.Clock
+	Log      *slog.Logger
+}
+
+// Config is what a configuration says of leaks.
+type Config struct {
+	// Sender reports. Zero: nobody does, and incidents wait for one.
+	Sender leak.Sender
+	// Relays take the mails, in this order. Empty: those of before.
+	Relays []leak.Relay
+	// CopyTo are the organisation's own addresses.
+	CopyTo []string
+	// UndeliveredAfter is when a mail that no relay has taken is an alarm.
+	// Zero: 10 minutes.
+	UndeliveredAfter time.Duration
+	Clients          map[string]Client
+}
+
+// A Client is what a report needs to know of a client, and what is done to it.
+type Client struct {
+	Issuer      leak.Issuer
+	Environment string
+	Languages   []leak.Language // of reports, in order
+	// Confirmed is the policy for a certain leak. Empty: the declaration says.
+	Confirmed leak.Policy
+	// Suspected is the policy for a suspicion. Empty: keep-serving.
+	Suspected leak.Policy
+	// Steps tell a person how the secret is replaced.
+	Steps []string
+	// Keys: it authenticates with a key of its own.
+	Keys bool
+	// OneSecret: a new secret ends the old one at the issuer.
+	OneSecret bool
+	// Shares are other clients with the same secret, as far as the configuration
+	// tells; the Broker knows more.
+	Shares []string
+}
+
+const (
+	undeliveredAfter = 10 * time.Minute
+	stepTime         = 10 * time.Second // so that a slow issuer does not hold the first mail up
+	patientTime      = 5 * time.Minute  // of a step that is tried again
+	firstUpdate      = 24 * time.Hour
+	laterUpdate      = 7 * 24 * time.Hour
+	weekly           = 7 * 24 * time.Hour
+	roundTime        = 5 * time.Second
+	retryTime        = time.Minute
+)
+
+// New opens the incidents. It starts nothing.
+func New(o Options, c Config) (*Responder, error) {
+	records, err := leak.OpenBook(filepath.Join(o.Dir, "incidents"), o.Host, o.Clock)
+	if err != nil {
+		return nil, err
+	}
+	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
+		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
+	return r, r.SetConfig(c)
+}
+
+// SetConfig takes a changed configuration. Mails that wait go to the new
+// relays; where there are none now, to those of before.
+func (r *Responder) SetConfig(c Config) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(c.Relays) > 0 {
+		if r.outbox == nil {
+			out, err := leak.OpenOutbox(filepath.Join(r.o.Dir, "outbox"), r.o.Host, c.Relays, r.o.Clock)
+			if err != nil {
+				return err
+			}
+			if err := out.Damaged(); err != nil {
+				r.alarm("", "damaged", "", err.Error())
+			}
+			r.outbox = out
+			close(r.opened)
+		} else if err := r.outbox.SetRelays(c.Relays); err != nil {
+			return err
+		}
+	}
+	r.config = c
+	return nil
+}
+
+// SetLogin gives the login of relay n, in the order of Config.Relays.
+func (r *Responder) SetLogin(n int, username string, password secret.Secret) error {
+	r.mu.Lock()
+	out := r.outbox
+	r.mu.Unlock()
+	if out == nil {
+		return errors.New("there is no mail relay")
+	}
+	return out.SetLogin(n, username, password)
+}
+
+// CheckRelays goes as far as each relay lets it without sending.
+func (r *Responder) CheckRelays(ctx context.Context) []leak.Attempt {
+	r.mu.Lock()
+	out := r.outbox
+	r.mu.Unlock()
+	if out == nil {
+		return nil
+	}
+	return out.Check(ctx)
+}
+
+// Start takes in what was declared while no daemon ran, and contains every
+// client that is quarantined. Call it before anything can be handed over. What
+// cannot be read is an alarm, and keeps nobody from being served.
+func (r *Responder) Start() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	absorbed, err := r.book.Absorb()
+	for _, i := range absorbed {
+		r.note(&i, "declared", nil)
+	}
+	if err := errors.Join(err, r.contain()); err != nil {
+		r.alarm("", "damaged", "", err.Error())
+	}
+}
+
+// Run does what is left to do, sends mails and watches, until ctx ends.
+func (r *Responder) Run(ctx context.Context) error {
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-r.opened:
+			_ = r.outbox.Run(ctx)
+		}
+	})
+	watch := r.watch()
+	tick := time.NewTicker(roundTime)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		r.round(ctx)
+		watch.look(r)
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	watch.close()
+	sending.Wait()
+	r.traces.Wait()
+	return nil
+}
+
+// contain tells the Broker which clients are quarantined. A record that cannot
+// be read lets nobody go. The caller holds mu.
+func (r *Responder) contain() error {
+	list, err := r.book.List()
+	now := map[string]string{}
+	if err != nil {
+		maps.Copy(now, r.contained)
+	}
+	for n := range list {
+		i := &list[n]
+		for _, name := range i.Clients {
+			if quarantines(i) && now[name] == "" {
+				now[name] = i.ID
+			}
+		}
+		if err != nil && !quarantines(i) { // what can be read counts
+			maps.DeleteFunc(now, func(_, id string) bool { return id == i.ID })
+		}
+	}
+	r.contained = now
+	r.o.Broker.Contain(maps.Clone(now))
+	return err
+}
+
+// quarantines says whether i keeps its clients from being served.
+func quarantines(i *leak.Incident) bool {
+	return i.State == leak.Open && !i.Drill && i.Policy == leak.Quarantine &&
+		!slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "release" && a.Outcome == leak.Done })
+}
+
+// now is the time as records have it.
+func (r *Responder) now() time.Time { return r.o.Clock.Now().Wall.UTC().Truncate(time.Second) }
+
+// note writes to the audit log what became of an incident.
+func (r *Responder) note(i *leak.Incident, code string, who *audit.Caller) {
+	r.o.Audit.Note(event(i, code, who))
+}
+
+// event says what became of an incident; who is nil for the daemon itself.
+func event(i *leak.Incident, code string, who *audit.Caller) audit.Event {
+	return audit.Event{Type: audit.IncidentRecorded, Client: i.Clients[0], Code: code, Actor: who, Detail: map[string]string{
+		"incident": i.GlobalID(), "state": string(i.State), "revision": fmt.Sprint(len(i.Revisions)), "clients": strings.Join(i.Clients, " "), "policy": string(i.Policy)}}
+}
+
+// alarm is for what a person has to see to.
+func (r *Responder) alarm(name, code, incident, text string) {
+	r.o.Log.Error("an incident needs somebody", "incident", incident, "client", name, "why", text)
+	r.o.Audit.Note(audit.Event{Type: audit.IncidentAlarm, Client: name, Code: code, Detail: map[string]string{audit.AlarmKey: text, "incident": incident}})
+}
+
+// often says whether the alarm about what has sounded within the hour, and
+// takes note that it does now. The caller holds mu.
+func (r *Responder) often(what string) bool {
+	now := r.o.Clock.Now()
+	if last, ok := r.alarmed[what]; ok && now.Sub(last) < time.Hour {
+		return true
+	}
+	r.alarmed[what] = now
+	return false
+}
+
+// client is what the configuration says of a client; languages are never empty.
+func (c *Config) client(name string) Client {
+	one := c.Clients[name]
+	if one.Issuer.Name == "" {
+		one.Issuer.Name = name
+	}
+	if one.Issuer.Rotation == "" {
+		one.Issuer.Rotation = "by-request"
+	}
+	if len(one.Languages) == 0 {
+		one.Languages = []leak.Language{leak.Dutch, leak.English}
+	}
+	return one
+}
+
+func (r *Responder) configured() Config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.config
+}

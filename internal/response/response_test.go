@@ -1,0 +1,463 @@
+package response
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/leak"
+)
+
+// A confirmed leak, from its declaration to its end.
+func TestIncident(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		g := d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		if i.ID != "2000-0001" || i.State != "open" || !slices.Equal(i.Quarantined, []string{"vdab"}) || !strings.Contains(strings.Join(i.ByHand, "\n"), "VDAB must issue a new secret; quarantine stops the API until then.") {
+			t.Errorf("%+v", i)
+		}
+		_, err := d.get()
+		wantCode(t, err, client.Quarantined, "2000-0001")
+		if o, detail := d.step(i.ID, "revoke_tokens"); o != leak.Done || detail != "1/1" {
+			t.Errorf("tokens: %s %s", o, detail)
+		}
+		record, err := d.r.book.Get(i.ID)
+		if err != nil || record.Exposure.Count != 1 || record.Exposure.Tokens[0].Fingerprint != g.Token.Fingerprint || len(record.Holders) != 1 || record.ClientID != theID || record.Versions["vdab"] == "" {
+			t.Errorf("%+v, %v", record, err)
+		}
+		time.Sleep(time.Second)
+		mails := d.relay.taken()
+		if len(mails) != 2 || !strings.Contains(mails[0]+mails[1], "To: <ict_iam@issuer.example>") || !strings.Contains(mails[0]+mails[1], "To: <security@corp.example>") {
+			t.Fatalf("%d mails", len(mails))
+		}
+
+		_, err = d.r.Release(t.Context(), d.caller, i.ID)
+		wantCode(t, err, client.Quarantined, "which has leaked")
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{})
+		wantCode(t, err, client.InvalidRequest, "which has leaked")
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err = d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{})
+		if err == nil || !strings.Contains(err.Error(), "not delivered") && !strings.Contains(err.Error(), "still takes version") {
+			t.Fatalf("%v", err)
+		}
+		time.Sleep(time.Minute)
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{})
+		wantCode(t, err, client.InvalidRequest, "the issuer still takes version")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		i, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{})
+		if err != nil || i.State != "closed" {
+			t.Fatalf("%+v, %v", i, err)
+		}
+		time.Sleep(time.Second)
+		if n := len(d.relay.taken()); n != 6 {
+			t.Errorf("%d mails, want first, follow-up and last for two", n)
+		}
+		d.mustGet()
+		d.nothingSecret(g)
+	})
+}
+
+// What the daemon was killed in is taken up again: the quarantine from before
+// the first hand-over, the steps, the mail; and nothing twice.
+func TestResume(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.stop()
+		// As after a kill right behind the record.
+		c := confirmed("quarantine")
+		record, err := incidentOf(&d.config, c, d.r.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if record, err = d.r.book.Declare(record, false); err != nil {
+			t.Fatal(err)
+		}
+		d.start()
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined)
+		time.Sleep(10 * time.Second)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
+		// The token of before is known by its fingerprint alone.
+		if o, _ := d.step(record.ID, "revoke_tokens"); o != leak.NotPossible {
+			t.Errorf("revocation %s", o)
+		}
+		d.stop()
+		d.start()
+		time.Sleep(10 * time.Minute)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails after another start", n)
+		}
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined)
+	})
+}
+
+// A declaration of a time without a daemon.
+func TestSpooled(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.stop()
+		c := confirmed("quarantine")
+		c.Happened = "The secret " + theSecret + " stood in a repository."
+		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{})
+		if err != nil || s.Err != nil || s.MailErr != nil || len(s.Mails) != 2 || s.Incident.ID != "2000-0001" {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		d.start()
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined, "2000-0001")
+		time.Sleep(10 * time.Second)
+		mails := d.relay.taken()
+		if len(mails) != 2 || strings.Contains(mails[0]+mails[1], theSecret) {
+			t.Errorf("%d mails, or one holds the secret", len(mails))
+		}
+		d.nothingSecret(nil)
+
+		d.stop()
+		if err := os.RemoveAll(filepath.Join(d.dir, "incidents")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d.dir, "incidents"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Spool(d.dir, "web1", d.config, d.clock, confirmed("quarantine"), leak.Declarer{}); err != nil || s.Err == nil || len(s.Mails) != 2 {
+			t.Errorf("%+v, %v", s, err)
+		}
+		_ = os.Remove(filepath.Join(d.dir, "incidents"))
+		d.start()
+	})
+}
+
+// An issuer that hangs holds the first mail up for ten seconds at most; what
+// comes of it is in the next one.
+func TestSlowIssuer(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.down.hang.Store(true)
+		begin := time.Now()
+		early := make(chan error, 1)
+		go func() {
+			time.Sleep(time.Second)
+			_, err := d.get()
+			early <- err
+		}()
+		i := d.declare(confirmed("quarantine"))
+		wantCode(t, <-early, client.Quarantined)
+		if took := time.Since(begin); took > 11*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if o, _ := d.step(i.ID, "revoke_tokens"); o != leak.Pending {
+			t.Errorf("revocation %s", o)
+		}
+		time.Sleep(time.Second)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Fatalf("%d mails", n)
+		}
+		d.down.hang.Store(false)
+		time.Sleep(5 * time.Minute)
+		if o, detail := d.step(i.ID, "revoke_tokens"); o != leak.Done || detail != "1/1" {
+			t.Errorf("revocation %s %s", o, detail)
+		}
+		if n := len(d.relay.taken()); n != 4 {
+			t.Errorf("%d mails, want a follow-up", n)
+		}
+	})
+}
+
+// A dry run shows everything and does nothing; mistakes are told before
+// anything happens.
+func TestJudge(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		g := d.mustGet()
+		dry := confirmed("quarantine")
+		dry.DryRun = true
+		i := d.declare(dry)
+		if i.ID != "" || len(i.Mails) != 2 || !strings.Contains(i.Mails[0].Text, "VDAB") || !slices.Equal(i.Quarantined, []string{"vdab"}) {
+			t.Errorf("%+v", i)
+		}
+		d.mustGet()
+		var token string
+		_ = g.Token.Access.Use(func(b []byte) error { token = string(b); return nil })
+		for _, c := range []struct {
+			change func(*client.Declaration)
+			want   string
+		}{
+			{func(c *client.Declaration) { c.Policy = "" }, "policy: say what"},
+			{func(c *client.Declaration) { c.Policy = "stop" }, "policy:"},
+			{func(c *client.Declaration) { c.Severity = "sure" }, "severity:"},
+			{func(c *client.Declaration) { c.What = nil }, "what:"},
+			{func(c *client.Declaration) { c.What = []string{"all"} }, "what:"},
+			{func(c *client.Declaration) { c.Happened = "" }, "happened:"},
+			{func(c *client.Declaration) { c.Where = strings.Repeat("x", 2001) }, "where: it is longer"},
+			{func(c *client.Declaration) { c.From = time.Now().Add(time.Hour) }, "future"},
+			{func(c *client.Declaration) { c.From, c.To = time.Now(), time.Now().Add(-time.Hour) }, "before from"},
+			{func(c *client.Declaration) { c.Happened = "look: " + theSecret }, "happened: it holds a secret"},
+			{func(c *client.Declaration) { c.As = fmt.Sprintf("%x", theSecret) }, "as: it holds a secret"},
+			{func(c *client.Declaration) { c.FoundBy = token }, "found_by: it holds a secret"},
+			{func(c *client.Declaration) { c.Language = "fr" }, "language:"},
+			{func(c *client.Declaration) { c.Draft = "2000-0009" }, "no such incident"},
+		} {
+			one := confirmed("quarantine")
+			c.change(&one)
+			if _, err := d.r.Declare(t.Context(), d.caller, one); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		}
+		unknown := confirmed("quarantine")
+		unknown.Client = "other"
+		_, err := d.r.Declare(t.Context(), d.caller, unknown)
+		wantCode(t, err, client.NotFound)
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+		d.mustGet()
+	})
+}
+
+// A suspicion keeps serving unless it is said otherwise; a report that no relay
+// takes is an alarm once, and goes out when one does.
+func TestUndelivered(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.relay.breakDown(true)
+		c := confirmed("")
+		c.Severity = "suspected"
+		i := d.declare(c)
+		if i.Policy != "keep-serving" || i.Quarantined != nil {
+			t.Errorf("%+v", i)
+		}
+		d.mustGet()
+		time.Sleep(9 * time.Minute)
+		if n := d.alarms()["undelivered"]; n != 0 {
+			t.Errorf("%d alarms too early", n)
+		}
+		time.Sleep(3 * time.Minute)
+		if n := d.alarms()["undelivered"]; n != 2 {
+			t.Errorf("%d alarms, want one a recipient", n)
+		}
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 2 || mails["queued"] != 2 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "It was a false alarm."})
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example")
+		d.relay.breakDown(false)
+		time.Sleep(20 * time.Minute)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
+		time.Sleep(24 * time.Hour)
+		if n := len(d.relay.taken()); n != 4 {
+			t.Errorf("%d mails: the next update was promised", n)
+		}
+	})
+}
+
+// A drill goes the whole way, to the organisation alone, and stops nothing.
+func TestDrill(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		i, err := d.r.Drill(t.Context(), d.caller, "vdab")
+		if err != nil || !i.Drill || len(i.Quarantined) != 0 {
+			t.Fatalf("%+v, %v", i.Done, err)
+		}
+		d.mustGet()
+		time.Sleep(20 * time.Second)
+		mails := d.relay.taken()
+		if len(mails) != 1 || !strings.Contains(mails[0], "To: <security@corp.example>") || !strings.Contains(mails[0], "DRILL") {
+			t.Fatalf("%d mails", len(mails))
+		}
+		got, err := d.r.Incident(t.Context(), i.ID)
+		if err != nil || got.State != "closed" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		for _, what := range []string{"record", "trace_tokens", "deliver"} {
+			o, took := d.step(i.ID, what)
+			if _, err := time.ParseDuration(took); o != leak.Done || err != nil {
+				t.Errorf("%s: %s %q", what, o, took)
+			}
+		}
+		if d.r.LastDrill().IsZero() {
+			t.Error("nobody knows of the drill")
+		}
+	})
+}
+
+// The issuer refuses a secret that had worked and was not replaced: a draft,
+// once, for the organisation alone, which a person confirms.
+func TestSuspicion(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		time.Sleep(time.Minute)
+		d.issuer.SetSecret(theID, "somebody-elses-c11", false)
+		time.Sleep(3 * time.Hour)
+		_, _ = d.get()
+		time.Sleep(5 * time.Minute)
+		list, err := d.r.Incidents(t.Context())
+		if err != nil || len(list) != 1 || list[0].State != "draft" {
+			t.Fatalf("%+v, %v", list, err)
+		}
+		if mails := d.relay.taken(); len(mails) != 1 || !strings.Contains(mails[0], "To: <security@corp.example>") {
+			t.Errorf("%d mails", len(mails))
+		}
+		time.Sleep(2 * time.Hour)
+		d.r.Suspect("vdab", "invalid_client", "again")
+		d.r.Suspect("vdab", "invalid_client", "again")
+		if list, _ = d.r.Incidents(t.Context()); len(list) != 1 {
+			t.Errorf("%d drafts", len(list))
+		}
+		time.Sleep(time.Minute)
+		if n := d.alarms()["draft"]; n != 2 {
+			t.Errorf("%d alarms", n)
+		}
+		c := confirmed("quarantine")
+		c.Draft = list[0].ID
+		if i := d.declare(c); i.ID != list[0].ID || i.State != "open" {
+			t.Errorf("%+v", i)
+		}
+		time.Sleep(time.Minute)
+		if mails := d.relay.taken(); len(mails) != 3 {
+			t.Errorf("%d mails, want those of the confirmed incident too", len(mails))
+		}
+		d.r.Suspect("vdab", "scan", "A log holds the API key.")
+		time.Sleep(time.Minute)
+		if list, _ = d.r.Incidents(t.Context()); len(list) != 2 || list[0].State != "draft" {
+			t.Fatalf("%+v", list)
+		}
+		if i, err := d.r.Close(t.Context(), d.caller, list[0].ID, client.IncidentClose{OldStillValid: "The log is a test's."}); err != nil || i.State != "closed" {
+			t.Errorf("%+v, %v", i, err)
+		}
+		time.Sleep(time.Minute)
+		if mails := d.relay.taken(); len(mails) != 4 {
+			t.Errorf("%d mails: the issuer is not told of a suspicion that came to nothing", len(mails))
+		}
+	})
+}
+
+// Another host's part of an incident is contained here and mailed from there.
+func TestTwoHosts(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(time.Second)
+		part := confirmed("quarantine")
+		part.Joins, part.NoMail = "2000-0001@db1", true
+		j := d.declare(part)
+		time.Sleep(time.Minute)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
+		_, err := d.get()
+		wantCode(t, err, client.Quarantined, j.ID)
+		evidence, err := d.r.Evidence(t.Context(), j.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = d.r.AddEvidence(t.Context(), d.caller, i.ID, evidence)
+		wantCode(t, err, client.InvalidRequest, "2000-0001@db1")
+		other := []byte(strings.NewReplacer("2000-0001@db1", i.Global, `"web1"`, `"db1"`).Replace(string(evidence)))
+		if _, err = d.r.AddEvidence(t.Context(), d.caller, i.ID, other); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		mails := d.relay.taken()
+		if len(mails) != 4 || !strings.Contains(mails[3], "web1, db1") {
+			t.Errorf("%d mails", len(mails))
+		}
+	})
+}
+
+// An incident that was closed although the old secret works is not forgotten.
+func TestStillValid(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		i := d.declare(confirmed("keep-serving"))
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(time.Minute)
+		if o, _ := d.step(i.ID, "install_version"); o != leak.Done {
+			t.Errorf("the new version is not noticed: %s", o)
+		}
+		if _, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "VDAB revokes on Monday."}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(15 * 24 * time.Hour)
+		if n := d.alarms()["old_still_valid"]; n != 2 {
+			t.Errorf("%d reminders in 15 days", n)
+		}
+	})
+}
+
+// A record that cannot be read is an alarm, and lets nobody go.
+func TestDamaged(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		i := d.declare(confirmed("quarantine"))
+		if err := os.WriteFile(filepath.Join(d.dir, "incidents", i.ID+".json"), []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.r.book.forget()
+		d.r.mu.Lock()
+		err := d.r.contain()
+		d.r.mu.Unlock()
+		if err == nil {
+			t.Error("the damage is not noticed")
+		}
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined)
+		d.stop()
+		d.start()
+		time.Sleep(time.Minute)
+		if n := d.alarms()["damaged"]; n != 1 {
+			t.Errorf("%d alarms", n)
+		}
+	})
+}
+
+// Every act is in the audit log, and that is whole.
+func TestRecorded(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.declare(confirmed("quarantine"))
+		d.stop()
+		n := 0
+		for e, err := range audit.Read(filepath.Join(d.dir, "audit"), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Type == audit.IncidentRecorded && e.Code == "declared" && e.Actor.PID == d.caller.PID && e.Detail["incident"] == "2000-0001@web1" {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d entries", n)
+		}
+		d.start()
+	})
+}

@@ -1,0 +1,156 @@
+package response
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/leak"
+)
+
+// Incidents lists them, newest first, without texts.
+func (r *Responder) Incidents(context.Context) ([]client.Incident, error) {
+	list, err := r.book.List()
+	out := make([]client.Incident, 0, len(list))
+	for n := range slices.Backward(list) {
+		v := r.view(&list[n])
+		v.ByHand, v.Clocks, v.Record = nil, nil, nil
+		out = append(out, v)
+	}
+	if err != nil && len(list) == 0 {
+		return nil, refuse(client.Internal, "%v", err)
+	}
+	return out, nil
+}
+
+// Incident is one, with its record.
+func (r *Responder) Incident(_ context.Context, id string) (client.Incident, error) {
+	i, err := r.get(id)
+	if err != nil {
+		return client.Incident{}, err
+	}
+	return r.view(&i), nil
+}
+
+// A Summary is one incident that is not closed.
+type Summary struct {
+	ID, State, Client string
+	Since             time.Time
+	Undelivered       int // mails that no relay has taken in time
+}
+
+// Summaries are the incidents that are not closed; counts are of all, by their
+// state; mails are those of the outbox, by theirs, and late: those of them that
+// should have been taken by now.
+func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
+	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
+	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
+	for _, d := range r.deliveries("") {
+		mails[string(d.State)]++
+	}
+	late := map[string]int{}
+	r.mu.Lock()
+	if r.outbox != nil {
+		after := r.config.UndeliveredAfter
+		if after == 0 {
+			after = undeliveredAfter
+		}
+		for _, d := range r.outbox.Undelivered(after) {
+			late[d.Incident]++
+			mails["late"]++
+		}
+	}
+	r.mu.Unlock()
+	list, _ := r.book.List()
+	for _, i := range list {
+		counts[string(i.State)]++
+		if i.State != leak.Closed {
+			open = append(open, Summary{i.ID, string(i.State), i.Clients[0], i.DeclaredAt, late[i.ID]})
+		}
+	}
+	return open, counts, mails
+}
+
+// view is an incident as the admin socket shows it.
+func (r *Responder) view(i *leak.Incident) client.Incident {
+	c := r.configured()
+	return view(&c, i, r.deliveries(i.ID))
+}
+
+func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incident {
+	out := client.Incident{ID: i.ID, Global: i.GlobalID(), State: string(i.State), Drill: i.Drill, Severity: string(i.Severity), Clients: i.Clients,
+		Policy: string(i.Policy), Declared: i.DeclaredAt, ByHand: byHand(c, i)}
+	if quarantines(i) {
+		out.Quarantined = i.Clients
+	}
+	for _, a := range i.Actions {
+		out.Done = append(out.Done, client.IncidentStep{At: a.At, What: leak.English.Word(a.What), Outcome: string(a.Outcome), Detail: a.Detail})
+	}
+	if i.State != leak.Closed && !i.Drill {
+		for l := range strings.Lines(leak.Clocks(i.KnownAt, i.PersonalData, leak.English)) {
+			if l = strings.TrimRight(l, "\n"); l != "" {
+				out.Clocks = append(out.Clocks, l)
+			}
+		}
+	}
+	for _, d := range deliveries {
+		since := d.QueuedAt
+		if d.State == leak.Sent {
+			since = d.SentAt
+		}
+		out.Mails = append(out.Mails, client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since})
+	}
+	out.Record, _ = json.Marshal(i)
+	return out
+}
+
+// byHand is what a person has to do.
+func byHand(c *Config, i *leak.Incident) (list []string) {
+	if i.State == leak.Closed || i.Drill {
+		return nil
+	}
+	one := c.client(i.Clients[0])
+	name := i.Clients[0]
+	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if i.State == leak.Draft {
+		add("Look into it, then confirm it with broker leak declare %s, or end it with broker leak close %s.", name, i.ID)
+		return list
+	}
+	if len(c.Relays) == 0 {
+		add("No mail is sent, for no relay is configured: call or write to %s (%s) yourself.", i.Issuer.Name, strings.Join(i.Issuer.Contacts, ", "))
+	}
+	serving := !quarantines(i)
+	switch {
+	case tokenOnly(i):
+	case i.Issuer.Rotation == "by-request" && serving:
+		add("%s must issue a new secret. Until it revokes the old one, whoever has it can use the API.", i.Issuer.Name)
+	case i.Issuer.Rotation == "by-request":
+		add("%s must issue a new secret; quarantine stops the API until then.", i.Issuer.Name)
+	case one.Keys:
+		add("Make a new key: broker keys rotate %s.", name)
+	}
+	if !tokenOnly(i) {
+		list = append(list, one.Steps...)
+	}
+	if end := i.Exposure.LastExpiry; end.After(i.DeclaredAt) && !revoked(i) {
+		add("Tokens that were issued work until %s, unless %s ends them before.", end.Format(time.RFC3339), i.Issuer.Name)
+	}
+	if i.Joins == "" {
+		add("On each other host with these credentials: broker leak declare --incident %s --no-mail %s", i.GlobalID(), name)
+	} else {
+		add("Take this host's evidence to the other: broker leak evidence %s > FILE; there: broker leak evidence --add FILE %s", i.ID, i.Joins)
+	}
+	if !serving {
+		add("When a new version is installed: broker leak release %s", i.ID)
+	}
+	add("At the end: broker leak close %s", i.ID)
+	return list
+}
+
+func revoked(i *leak.Incident) bool {
+	return slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "revoke_tokens" && a.Outcome == leak.Done })
+}
