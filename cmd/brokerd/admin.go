@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,7 @@ func (s *server) administration(metrics prometheus.Gatherer) api.Administration 
 		Revoke: func(ctx context.Context, name string, r client.Revocation) (client.Outcome, error) {
 			return s.broker.Revoke(ctx, name, r.Login)
 		},
+		Whois:    s.whois,
 		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		AuditDir: filepath.Join(s.paths.state, "audit"),
 	}
@@ -179,6 +181,29 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 		o.Reason += "; it has not been used at the issuer yet"
 	}
 	return o, nil
+}
+
+// whois follows a token through the audit log.
+func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, error) {
+	t, found, err := audit.TraceToken(filepath.Join(s.paths.state, "audit"), fingerprint)
+	switch {
+	case err != nil:
+		return client.Whois{}, &broker.Error{Code: client.AuditUnavailable, RetryAfter: 30 * time.Second, Err: err,
+			Detail: "the audit log cannot be read; the daemon's journal says why"}
+	case !found:
+		return client.Whois{}, &broker.Error{Code: client.NotFound,
+			Detail: "this host's audit log does not know that token: another host or program got it, or it is older than the log"}
+	}
+	out := client.Whois{Client: t.Client, Version: t.Version, Fingerprint: fingerprint, JTI: t.JTI, Scope: t.Scope,
+		Issued: t.Issued, Expires: t.Expires, Revoked: t.Revoked, Valid: t.Revoked.IsZero() && s.clock.Now().Wall.Before(t.Expires)}
+	for _, c := range s.broker.Status() {
+		out.Current = out.Current || slices.ContainsFunc(c.Tokens, func(one broker.TokenStatus) bool { return one.Fingerprint == fingerprint })
+	}
+	for _, h := range t.Holders {
+		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit), Surface: h.Surface,
+			First: h.First, Last: h.Last, Count: h.Count})
+	}
+	return out, nil
 }
 
 func (s *server) status() client.Status {
