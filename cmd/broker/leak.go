@@ -199,7 +199,7 @@ func (l *declaring) spool() error {
 			return err
 		}
 		cmd := exec.Command(name, args...) //nolint:noctx // it is not to be ended halfway
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), l.out, os.Stderr
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(append(in, '\n')), l.out, os.Stderr
 		err = cmd.Run()
 	}
 	var exit *exec.ExitError

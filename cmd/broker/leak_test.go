@@ -75,7 +75,9 @@ func (d *incidentsOf) administration() api.Administration {
 			return client.Status{Audit: client.AuditStatus{Healthy: true}, Clients: []client.StatusClient{{Client: "mkp", Purpose: "letters to citizens", Ready: true},
 				{Client: "vdab", Purpose: "vacancies feed", Ready: true}}}
 		},
-		Declare: func(_ context.Context, _ *access.Caller, w client.Declaration) (client.Incident, error) { return d.declare(w) },
+		Declare: func(_ context.Context, _ *access.Caller, w client.Declaration) (client.Incident, error) {
+			return d.declare(w)
+		},
 		Incidents: func(context.Context) ([]client.Incident, error) {
 			if d.is("none") {
 				return nil, nil
@@ -85,7 +87,9 @@ func (d *incidentsOf) administration() api.Administration {
 			return []client.Incident{{ID: "2026-0008", State: "closed", Drill: true, Severity: "suspected", Clients: []string{"mkp"}, Policy: "keep-serving"}, i}, nil
 		},
 		Incident: func(_ context.Context, id string) (client.Incident, error) { return d.known(id, nil) },
-		Release:  func(_ context.Context, _ *access.Caller, id string) (client.Incident, error) { return d.known(id, "release") },
+		Release: func(_ context.Context, _ *access.Caller, id string) (client.Incident, error) {
+			return d.known(id, "release")
+		},
 		Close: func(_ context.Context, _ *access.Caller, id string, how client.IncidentClose) (client.Incident, error) {
 			return d.known(id, how)
 		},
@@ -208,42 +212,30 @@ func talkWith(ts *testscript.TestScript, _ bool, args []string) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, theirs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Pdeathsig: syscall.SIGKILL}
 	ts.Check(cmd.Start())
-	ts.Check(theirs.Close())
+	defer theirs.Close()
 	defer time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }).Stop()
+	// The other end stays open for a last byte: what a terminal still holds when
+	// it is closed may be lost.
+	const end = "\x1e"
+	ended := make(chan error, 1)
+	go func() {
+		err := cmd.Wait()
+		_, _ = io.WriteString(theirs, end)
+		ended <- err
+	}()
 	var answers []string
-	if text := strings.TrimSuffix(ts.ReadFile(args[0]), "\n"); text != "" || ts.ReadFile(args[0]) == "\n" {
-		answers = strings.Split(text, "\n")
+	if text := ts.ReadFile(args[0]); text != "" {
+		answers = strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	}
-	var screen bytes.Buffer
-	buf := make([]byte, 4096)
-	for {
-		n, err := ours.Read(buf) // EIO once the other end is closed
-		screen.Write(buf[:n])
-		if err != nil {
-			break
-		}
-		if bytes.HasSuffix(screen.Bytes(), []byte("> ")) {
-			if len(answers) == 0 {
-				_ = cmd.Process.Kill()
-				break
-			}
-			typed := answers[0] + "\n"
-			if key := map[string]string{"^C": "\x03", "^D": "\x04"}[answers[0]]; key != "" {
-				typed = key
-			}
-			answers = answers[1:]
-			_, err := io.WriteString(ours, typed)
-			ts.Check(err)
-		}
-	}
-	err := cmd.Wait()
+	screen, left := play(ts, ours, answers, end, cmd.Process)
+	err := <-ended
 	var exit *exec.ExitError
 	got := 0
 	if errors.As(err, &exit) {
 		got = exit.ExitCode()
 	}
 	var text strings.Builder
-	for line := range strings.Lines(strings.ReplaceAll(screen.String(), "\r\n", "\n")) {
+	for line := range strings.Lines(strings.ReplaceAll(strings.TrimSuffix(screen, end), "\r\n", "\n")) {
 		text.WriteString(strings.TrimRight(line, " \n") + "\n")
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("screen"), []byte(text.String()), 0o600))
@@ -251,12 +243,38 @@ func talkWith(ts *testscript.TestScript, _ bool, args []string) {
 	switch {
 	case fmt.Sprint(got) != args[1]:
 		ts.Fatalf("exit code %d, want %s", got, args[1])
-	case len(answers) > 0:
-		ts.Fatalf("%d answers were not asked for: %q", len(answers), answers)
+	case len(left) > 0:
+		ts.Fatalf("%d answers were not asked for: %q", len(left), left)
 	}
-	if _, err := unix.IoctlGetTermios(int(ours.Fd()), unix.TCGETS); err != nil {
-		ts.Fatalf("%v", err)
+	if state, err := unix.IoctlGetTermios(int(theirs.Fd()), unix.TCGETS); err != nil || state.Lflag&unix.ECHO == 0 {
+		ts.Fatalf("the terminal is left as it was hidden: %v", err)
 	}
+}
+
+// play types an answer at each prompt, until end comes.
+func play(ts *testscript.TestScript, terminal *os.File, answers []string, end string, p *os.Process) (screen string, left []string) {
+	var all bytes.Buffer
+	buf := make([]byte, 4096)
+	for !bytes.HasSuffix(all.Bytes(), []byte(end)) {
+		n, err := terminal.Read(buf)
+		ts.Check(err)
+		all.Write(buf[:n])
+		if !bytes.HasSuffix(all.Bytes(), []byte("> ")) {
+			continue
+		}
+		if len(answers) == 0 {
+			_ = p.Kill()
+			continue
+		}
+		typed := answers[0] + "\n"
+		if key := map[string]string{"^C": "\x03", "^D": "\x04"}[answers[0]]; key != "" {
+			typed = key
+		}
+		answers = answers[1:]
+		_, err = io.WriteString(terminal, typed)
+		ts.Check(err)
+	}
+	return all.String(), answers
 }
 
 // runPage is "page FILE SKIP…": it runs the commands that a page of the

@@ -65,6 +65,8 @@ func readToken(ctx context.Context, in *os.File, prompt io.Writer) (string, erro
 		given = strings.TrimSpace(given[7:])
 	}
 	switch {
+	case ctx.Err() != nil:
+		return "", failure{exitTryAgain, errors.New("nothing was asked")}
 	case errors.Is(err, io.ErrUnexpectedEOF), err == nil && given == "":
 		return "", failure{exitData, errors.New("standard input holds no token and no fingerprint")}
 	case err != nil:
