@@ -50,6 +50,24 @@ type Administration struct {
 	// Revoke takes the client's tokens back at the issuer.
 	Revoke func(ctx context.Context, client string, r client.Revocation) (client.Outcome, error)
 
+	// Declare records an incident, or in a dry run only says what it would do.
+	// The texts in a declaration are personal data, and nobody checked them for
+	// secrets yet.
+	Declare func(context.Context, *access.Caller, client.Declaration) (client.Incident, error)
+	// Incidents are without texts; Incident is whole. An incident is named by
+	// this host's ID or the global one, as 2026-0007 and 2026-0007@web1.
+	Incidents func(context.Context) ([]client.Incident, error)
+	Incident  func(ctx context.Context, id string) (client.Incident, error)
+	Release   func(ctx context.Context, c *access.Caller, id string) (client.Incident, error)
+	Close     func(ctx context.Context, c *access.Caller, id string, how client.IncidentClose) (client.Incident, error)
+	Drill     func(ctx context.Context, c *access.Caller, client string) (client.Incident, error)
+	// Evidence is what this host knows of an incident; AddEvidence takes what
+	// another one does: a JSON object that nobody looked at yet.
+	Evidence    func(ctx context.Context, id string) (json.RawMessage, error)
+	AddEvidence func(ctx context.Context, c *access.Caller, id string, evidence json.RawMessage) (client.Incident, error)
+	// Whois follows the token of a fingerprint through the audit log.
+	Whois func(ctx context.Context, fingerprint string) (client.Whois, error)
+
 	Metrics  http.Handler // in Prometheus's text format
 	AuditDir string       // of the log that the audit requests read
 }
@@ -59,9 +77,9 @@ type Role string
 
 // The roles. Each of the others includes Observe.
 const (
-	Observe  Role = "observe"  // status, metrics, audit, public keys
+	Observe  Role = "observe"  // status, metrics, audit, public keys, the list of incidents, whois
 	Operate  Role = "operate"  // rotate, retry, reload, check, keys, intake, login, revoke
-	Incident Role = "incident" // declare and contain
+	Incident Role = "incident" // declare and contain; what an incident's record holds
 )
 
 // Roles say which groups have a role. Root and the daemon's own user have all.
@@ -123,6 +141,15 @@ func adminRoutes() []route {
 		{method: http.MethodPost, path: "/v1/clients/{client}/login", role: Operate, serve: (*Server).login},
 		{method: http.MethodPost, path: "/v1/clients/{client}/login/finish", role: Operate, serve: (*Server).finishLogin},
 		{method: http.MethodPost, path: "/v1/clients/{client}/revoke", role: Operate, serve: (*Server).revoke},
+		{method: http.MethodPost, path: "/v1/clients/{client}/drill", role: Incident, serve: (*Server).drill},
+		{method: http.MethodGet, path: "/v1/incidents", role: Observe, serve: (*Server).incidents},
+		{method: http.MethodPost, path: "/v1/incidents", role: Incident, serve: (*Server).declare},
+		{method: http.MethodGet, path: "/v1/incidents/{incident}", role: Incident, serve: (*Server).incident},
+		{method: http.MethodPost, path: "/v1/incidents/{incident}/release", role: Incident, serve: (*Server).release},
+		{method: http.MethodPost, path: "/v1/incidents/{incident}/close", role: Incident, serve: (*Server).closeIncident},
+		{method: http.MethodGet, path: "/v1/incidents/{incident}/evidence", role: Incident, serve: (*Server).evidence},
+		{method: http.MethodPost, path: "/v1/incidents/{incident}/evidence", role: Incident, serve: (*Server).addEvidence},
+		{method: http.MethodPost, path: "/v1/whois", role: Observe, serve: (*Server).whois},
 		{method: http.MethodGet, path: "/v1/audit", role: Observe, serve: (*Server).auditTail},
 		{method: http.MethodGet, path: "/v1/audit/follow", role: Observe, serve: (*Server).auditFollow},
 		{method: http.MethodGet, path: "/v1/audit/denied", role: Observe, serve: (*Server).auditDenied},
@@ -155,6 +182,9 @@ func (s *Server) administer(w http.ResponseWriter, r *http.Request, c *access.Ca
 		return rt.serve(s, w, r, c, name)
 	}
 	if roles := s.cfg.Administration.Roles(); !roles.has(c, rt.role) {
+		if rt.place != clientPlace {
+			name = ""
+		}
 		s.cfg.Administration.Denied(c, rt.method+" "+rt.path, name)
 		return &broker.Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{},
 			Detail: "for this you have to " + roles.need(rt.role)}

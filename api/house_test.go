@@ -62,6 +62,7 @@ type house struct {
 	fail    error // of the next Act
 	want    any   // what the daemon was asked for last
 	code    secret.Secret
+	caller  *access.Caller           // by whom the daemon was asked, where it is told
 	given   secret.Secret            // the very value that code, or the last field, is a copy of
 	brought map[string]secret.Secret // fields of an intake
 	told    []map[string]string      // what Act was told besides
@@ -172,9 +173,10 @@ func (h *house) administration() Administration {
 			h.told = append(h.told, detail)
 			return h.fail
 		},
-		Denied: func(_ *access.Caller, act, _ string) {
+		Denied: func(_ *access.Caller, act, client string) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
+			h.want = client
 			h.acts = append(h.acts, "denied "+act)
 		},
 		Status: func() client.Status {
@@ -239,6 +241,33 @@ func (h *house) administration() Administration {
 			_, err := h.asked(name, r)
 			return client.Outcome{Reason: "revoked"}, err
 		},
+		Declare: func(_ context.Context, c *access.Caller, d client.Declaration) (client.Incident, error) {
+			return h.incident(c, d.Client, d)
+		},
+		Incidents: func(context.Context) ([]client.Incident, error) { return nil, nil },
+		Incident:  func(_ context.Context, id string) (client.Incident, error) { return h.incident(nil, id, "") },
+		Release: func(_ context.Context, c *access.Caller, id string) (client.Incident, error) {
+			return h.incident(c, id, "release")
+		},
+		Close: func(_ context.Context, c *access.Caller, id string, how client.IncidentClose) (client.Incident, error) {
+			return h.incident(c, id, how)
+		},
+		Drill: func(_ context.Context, c *access.Caller, name string) (client.Incident, error) {
+			return h.incident(c, name, "drill")
+		},
+		Evidence: func(_ context.Context, id string) (json.RawMessage, error) {
+			_, err := h.incident(nil, id, "evidence")
+			return json.RawMessage(`{"format":1}`), err
+		},
+		AddEvidence: func(_ context.Context, c *access.Caller, id string, e json.RawMessage) (client.Incident, error) {
+			return h.incident(c, id, string(e))
+		},
+		Whois: func(_ context.Context, fingerprint string) (client.Whois, error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.want = fingerprint
+			return client.Whois{Client: "vdab", Fingerprint: fingerprint}, nil
+		},
 		Metrics:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
 		AuditDir: filepath.Join(h.dir, "audit"),
 	}
@@ -253,6 +282,18 @@ func (h *house) asked(name string, what any) (client.Key, error) {
 		return client.Key{}, &broker.Error{Code: client.NotFound, Detail: "no such client"}
 	}
 	return client.Key{Client: name, KeyID: "k", Algorithm: "ES256", JWK: json.RawMessage(`{"kty":"EC"}`)}, nil
+}
+
+// incident remembers what the daemon was asked for, of a client or incident
+// that there is.
+func (h *house) incident(c *access.Caller, name string, what any) (client.Incident, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.want, h.caller = what, c
+	if name != "vdab" && name != "2026-0007" && name != "2026-0007@web1" {
+		return client.Incident{}, &broker.Error{Code: client.NotFound, Detail: "no such incident"}
+	}
+	return client.Incident{ID: "2026-0007", State: "open"}, nil
 }
 
 func (h *house) run(log *audit.Log) {

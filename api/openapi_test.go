@@ -120,7 +120,8 @@ func TestDocumentHasTheWireStructs(t *testing.T) {
 		"Whoami": client.Whoami{}, "Readiness": client.Readiness{}, "Rotation": client.Rotation{}, "Outcome": client.Outcome{}, "Changes": client.Changes{},
 		"Finding": client.Finding{}, "Status": client.Status{}, "StatusClient": client.StatusClient{}, "Denials": client.Denials{}, "Verdict": client.Verdict{},
 		"User": client.User{}, "NewKey": client.NewKey{}, "Key": client.Key{}, "Intake": client.Intake{}, "KeyRotation": client.KeyRotation{}, "RotatedKey": client.RotatedKey{}, "LoginStart": client.LoginStart{}, "Login": client.Login{},
-		"LoginFinish": client.LoginFinish{}, "Revocation": client.Revocation{}} {
+		"LoginFinish": client.LoginFinish{}, "Revocation": client.Revocation{}, "Declaration": client.Declaration{}, "Incidents": client.Incidents{},
+		"IncidentClose": client.IncidentClose{}, "Whois": client.Whois{}} {
 		compare(t, d, name, d.Components.Schemas[name], reflect.TypeOf(v))
 	}
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"mime"
@@ -124,18 +125,24 @@ func (s *Server) optionalBody(w http.ResponseWriter, r *http.Request) ([]byte, e
 
 // readBody reads a JSON body. The caller owns and wipes it.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	return s.readUpTo(w, r, maxBody)
+}
+
+// readUpTo is readBody with a limit of its own, in bytes.
+func (s *Server) readUpTo(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
+	tooLarge := invalid(fmt.Sprintf("the body is larger than %d KiB", most>>10))
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/json" {
 		return nil, invalid("send the body as JSON, with Content-Type: application/json")
 	}
-	if r.ContentLength > maxBody {
-		return nil, invalid("the body is larger than 64 KiB")
+	if r.ContentLength > most {
+		return nil, tooLarge
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.times.body))
 	// One buffer of the final size: growing would leave copies of a token.
 	size := r.ContentLength
 	if size < 0 {
-		size = maxBody
+		size = most
 	}
 	body := make([]byte, size+1)
 	n, err := io.ReadFull(r.Body, body)
@@ -146,7 +153,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 	clear(body)
 	w.Header().Set("Connection", "close")
 	if err == nil {
-		return nil, invalid("the body is larger than 64 KiB")
+		return nil, tooLarge
 	}
 	return nil, invalid("the body broke off, or came too slowly")
 }
@@ -165,7 +172,33 @@ func members(body []byte, form string, names ...string) (map[string]json.RawMess
 			return nil, invalid("the body has a member that is not known; it takes " + form)
 		}
 	}
+	if memberCount(body) != len(m) {
+		wipe(m)
+		return nil, invalid("the body has a member twice; it takes " + form)
+	}
 	return m, nil
+}
+
+// memberCount is how many members the outermost object of valid JSON has, each
+// counted as often as it stands there.
+func memberCount(body []byte) (n int) {
+	depth, inside := 0, false
+	for i := 0; i < len(body); i++ {
+		switch c := body[i]; {
+		case inside && c == '\\':
+			i++
+		case c == '"':
+			inside = !inside
+		case inside:
+		case c == '{', c == '[':
+			depth++
+		case c == '}', c == ']':
+			depth--
+		case c == ':' && depth == 1:
+			n++
+		}
+	}
+	return n
 }
 
 func wipe(m map[string]json.RawMessage) {

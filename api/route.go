@@ -12,7 +12,7 @@ import (
 // A route is one line of a socket's table.
 type route struct {
 	method string
-	path   string // may hold {client} once
+	path   string // may hold {client} or {incident}, once
 	serve  handler
 
 	// dispenses: the broker decides, and looks itself whether the caller is
@@ -21,15 +21,19 @@ type route struct {
 
 	role Role // admin socket: who may
 
-	prefix, suffix string // of path, around {client}
-	named          bool
+	place          string   // {client} or {incident}; empty: the path has none
+	prefix, suffix string   // of path, around it
 	allow          []string // methods of the path, for 405
 }
 
 // A handler writes an answer, or returns why there is none.
 type handler func(*Server, http.ResponseWriter, *http.Request, *access.Caller, string) error
 
-const placeholder = "{client}"
+// What may stand for a name in a path.
+const (
+	clientPlace   = "{client}"
+	incidentPlace = "{incident}"
+)
 
 // prepare completes a table.
 func prepare(table []route) []route {
@@ -39,13 +43,18 @@ func prepare(table []route) []route {
 	}
 	for i := range table {
 		rt := &table[i]
-		rt.prefix, rt.suffix, rt.named = strings.Cut(rt.path, placeholder)
+		for _, place := range []string{clientPlace, incidentPlace} {
+			if prefix, suffix, ok := strings.Cut(rt.path, place); ok {
+				rt.place, rt.prefix, rt.suffix = place, prefix, suffix
+			}
+		}
 		rt.allow = []string{strings.Join(methods[rt.path], ", ")}
 	}
 	return table
 }
 
-// match finds the route of a request, and the client that its path names.
+// match finds the route of a request, and the client or incident that its path
+// names.
 func match(table []route, w http.ResponseWriter, r *http.Request) (*route, string, error) {
 	if err := direct(r); err != nil {
 		return nil, "", err
@@ -60,8 +69,10 @@ func match(table []route, w http.ResponseWriter, r *http.Request) (*route, strin
 		case rt.method != r.Method:
 			other = rt
 			continue
-		case rt.named && !validName(name):
-			return nil, "", invalid("a client's name has 1 to 64 letters, digits, dots, hyphens or underscores, and begins with a letter or digit")
+		case rt.place == clientPlace && !validName(name):
+			return nil, "", invalid(nameForm)
+		case rt.place == incidentPlace && !validIncident(name):
+			return nil, "", invalid("an incident is named as 2026-0007, or with its host as 2026-0007@web1")
 		case r.ContentLength != 0 && r.Method != http.MethodPost:
 			return nil, "", invalid("a " + r.Method + " request has no body here")
 		}
@@ -75,7 +86,7 @@ func match(table []route, w http.ResponseWriter, r *http.Request) (*route, strin
 }
 
 func (rt *route) match(path string) (name string, ok bool) {
-	if !rt.named {
+	if rt.place == "" {
 		return "", path == rt.path
 	}
 	name, ok = strings.CutPrefix(path, rt.prefix)
@@ -84,6 +95,8 @@ func (rt *route) match(path string) (name string, ok bool) {
 	}
 	return name, ok && !strings.Contains(name, "/")
 }
+
+const nameForm = "a client's name has 1 to 64 letters, digits, dots, hyphens or underscores, and begins with a letter or digit"
 
 // validName says whether a client could be called so.
 func validName(s string) bool {

@@ -88,7 +88,29 @@ func TestRequests(t *testing.T) {
 			return err
 		},
 		`POST /v1/clients/mkp/revoke {"login":true}`: func() error { _, err := a.Revoke(ctx, "mkp", Revocation{Login: true}); return err },
-		"POST /v1/reload ":                           func() error { _, err := a.Reload(ctx); return err },
+		`POST /v1/incidents {"client":"vdab","severity":"suspected","what":["token"],"happened":"h","dry_run":true}`: func() error {
+			_, err := a.Declare(ctx, Declaration{Client: "vdab", Severity: "suspected", What: []string{"token"}, Happened: "h", DryRun: true})
+			return err
+		},
+		"GET /v1/incidents ":                    func() error { _, err := a.Incidents(ctx); return err },
+		"GET /v1/incidents/2026-0007@web1 ":     func() error { _, err := a.Incident(ctx, "2026-0007@web1"); return err },
+		"GET /v1/incidents/a%2Fb ":              func() error { _, err := a.Incident(ctx, "a/b"); return err },
+		"POST /v1/incidents/2026-0007/release ": func() error { _, err := a.Release(ctx, "2026-0007"); return err },
+		`POST /v1/incidents/2026-0007/close {"old_still_valid":"x"}`: func() error {
+			_, err := a.Close(ctx, "2026-0007", IncidentClose{OldStillValid: "x"})
+			return err
+		},
+		"POST /v1/clients/vdab/drill ": func() error { _, err := a.Drill(ctx, "vdab"); return err },
+		"GET /v1/incidents/2026-0007/evidence ": func() error {
+			e, err := a.Evidence(ctx, "2026-0007")
+			if err == nil && string(e) != `{"replaced":true}` {
+				err = errors.New(string(e))
+			}
+			return err
+		},
+		`POST /v1/incidents/2026-0007/evidence {"x":1}`: func() error { _, err := a.AddEvidence(ctx, "2026-0007", []byte(`{"x":1}`)); return err },
+		`POST /v1/whois {"fingerprint":"f"}`:            func() error { _, err := a.Whois(ctx, "f"); return err },
+		"POST /v1/reload ":                              func() error { _, err := a.Reload(ctx); return err },
 		"GET /v1/audit/denied?since=2026-11-21T09%3A00%3A00Z ": func() error {
 			_, err := a.Denied(ctx, time.Date(2026, 11, 21, 10, 0, 0, 0, time.FixedZone("", 3600)))
 			return err

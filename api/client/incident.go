@@ -1,9 +1,71 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
+	"net/url"
 	"time"
 )
+
+// Declare records an incident, and contains and reports it as the declaration
+// says; a dry run only answers with what would be done (role incident).
+func (a *Admin) Declare(ctx context.Context, d Declaration) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), "/v1/incidents", d)
+}
+
+// Incidents lists them, newest first (role observe).
+func (a *Admin) Incidents(ctx context.Context) ([]Incident, error) {
+	list, err := get[Incidents](ctx, a.dial(), "/v1/incidents")
+	if err != nil {
+		return nil, err
+	}
+	return list.Incidents, nil
+}
+
+// Incident is one, by its ID here or among all hosts (role incident).
+func (a *Admin) Incident(ctx context.Context, id string) (*Incident, error) {
+	return get[Incident](ctx, a.dial(), incidentPath(id, ""))
+}
+
+// Release ends the quarantine of an incident's clients (role incident).
+func (a *Admin) Release(ctx context.Context, id string) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), incidentPath(id, "/release"), nil)
+}
+
+// Close ends an incident (role incident).
+func (a *Admin) Close(ctx context.Context, id string, how IncidentClose) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), incidentPath(id, "/close"), how)
+}
+
+// Drill goes through everything but the containment, with the organisation's
+// own addresses alone (role incident).
+func (a *Admin) Drill(ctx context.Context, name string) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), clientPath(name, "drill"), nil)
+}
+
+// Evidence is what this host knows of an incident, for the host that reports
+// it (role incident).
+func (a *Admin) Evidence(ctx context.Context, id string) (json.RawMessage, error) {
+	e, err := get[json.RawMessage](ctx, a.dial(), incidentPath(id, "/evidence"))
+	if err != nil {
+		return nil, err
+	}
+	return *e, nil
+}
+
+// AddEvidence takes what another host knows into an incident: a JSON object of
+// at most 1 MiB (role incident).
+func (a *Admin) AddEvidence(ctx context.Context, id string, evidence json.RawMessage) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), incidentPath(id, "/evidence"), evidence)
+}
+
+// Whois follows a token through the audit log, by its fingerprint (role
+// observe).
+func (a *Admin) Whois(ctx context.Context, fingerprint string) (*Whois, error) {
+	return send[Whois](ctx, a.dial(), "/v1/whois", map[string]string{"fingerprint": fingerprint})
+}
+
+func incidentPath(id, what string) string { return "/v1/incidents/" + url.PathEscape(id) + what }
 
 // A Declaration is a leak, or the suspicion of one: the body of POST
 // /v1/incidents (role incident). Texts are at most 2,000 bytes; the daemon

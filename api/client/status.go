@@ -16,6 +16,19 @@ type Status struct {
 	Clients      []StatusClient   `json:"clients"`
 	Providers    []ProviderStatus `json:"providers"`
 	Warnings     []Finding        `json:"warnings"` // of the configuration, and of the machine
+	// Incidents are those that are not closed.
+	Incidents []IncidentLine `json:"incidents,omitempty"`
+}
+
+// IncidentLine is one incident that is not closed.
+type IncidentLine struct {
+	ID     string `json:"id"`
+	State  string `json:"state"` // draft, open
+	Client string `json:"client"`
+	// Undelivered counts the recipients whose mail relay has not taken the
+	// report, though it had its time.
+	Undelivered int       `json:"undelivered"`
+	Since       time.Time `json:"since"` // of the declaration
 }
 
 // AuditStatus says how the audit log does.

@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		UpdateScripts:       os.Getenv("UPDATE") != "", // what cmp compares with
 		Setup: func(env *testscript.Env) error {
 			run, err := os.MkdirTemp("", "broker-script-") // short: a socket's path may have 90 bytes
 			if err != nil {
@@ -47,11 +48,13 @@ func TestScripts(t *testing.T) {
 			env.Setenv("SRC", mustAbs(filepath.Join("..", "..")))
 			env.Values["daemon"] = &daemonOf{}
 			env.Values["issuer"] = &issuerOf{}
+			env.Values["incidents"] = &incidentsOf{}
+			env.Setenv("BIN", dir)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
-			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson, "talk": talk, "rotates": playRotation,
+			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson, "talk": talk, "converse": talkWith, "incidents": startIncidents, "page": runPage, "rotates": playRotation,
 		},
 	})
 }

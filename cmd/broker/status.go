@@ -17,7 +17,7 @@ func statusCommand(s *sockets) *cobra.Command {
 	var asJSON, watch, check bool
 	c := &cobra.Command{Use: "status", Short: "Show how the broker does", Args: noArgs,
 		Long: "Show clients, secrets managers and the audit log. With --check, one line for a monitoring plug-in:\n" +
-			"exit code 0 all well, 1 warning, 2 a client cannot be served, 3 unknown.",
+			"exit code 0 all well, 1 warning, 2 a client cannot be served or a leak report is not delivered, 3 unknown.",
 		Example: "  broker status\n  broker status --watch\n  broker status --check\n  broker status --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
@@ -105,6 +105,13 @@ func judge(st *client.Status) (code int, problems []string) {
 			say(level, "%s: %s", c.Client, text)
 		}
 	}
+	for _, i := range st.Incidents {
+		level := 1
+		if i.Undelivered > 0 {
+			level = 2
+		}
+		say(level, "%s", incidentText(&i))
+	}
 	if !st.Audit.Healthy {
 		say(2, "the audit log cannot be written: %s", st.Audit.Error)
 	}
@@ -138,11 +145,27 @@ func printStatus(out io.Writer, st *client.Status) error {
 			fmt.Fprintf(out, "\n%s: %s", c.Client, text)
 		}
 	}
+	for _, i := range st.Incidents {
+		fmt.Fprintf(out, "\n%s", incidentText(&i))
+	}
 	for _, f := range st.Warnings {
 		fmt.Fprintf(out, "\nwarning: %s: %s", f.Target, f.Detail)
 	}
 	_, err := fmt.Fprintln(out)
 	return err
+}
+
+// incidentText says of an incident what somebody has to do.
+func incidentText(i *client.IncidentLine) string {
+	switch {
+	case i.Undelivered == 1:
+		return fmt.Sprintf("%s: THE REPORT of incident %s HAS NOT REACHED 1 recipient: broker leak show %[2]s", i.Client, i.ID)
+	case i.Undelivered > 1:
+		return fmt.Sprintf("%s: THE REPORT of incident %s HAS NOT REACHED %d recipients: broker leak show %[2]s", i.Client, i.ID, i.Undelivered)
+	case i.State == "draft":
+		return fmt.Sprintf("%s: the daemon suspects a leak, incident %s, since %s: broker leak show %[2]s", i.Client, i.ID, day(i.Since))
+	}
+	return fmt.Sprintf("%s: incident %s is %s since %s: broker leak show %[2]s", i.Client, i.ID, i.State, day(i.Since))
 }
 
 // remarks are what is to be said of a client beyond its line in the table.

@@ -79,3 +79,25 @@ func TestStatusTells(t *testing.T) {
 		}
 	}
 }
+
+// An incident that is not closed is seen by whoever looks, and by monitoring.
+func TestStatusTellsIncidents(t *testing.T) {
+	since := time.Date(2026, 11, 20, 13, 0, 0, 0, time.UTC)
+	for _, x := range []struct {
+		line client.IncidentLine
+		code int
+		text string
+	}{
+		{client.IncidentLine{ID: "2026-0007", State: "open", Client: "mkp", Since: since}, 1, "mkp: incident 2026-0007 is open since 2026-11-20T13:00:00Z: broker leak show 2026-0007"},
+		{client.IncidentLine{ID: "2026-0007", State: "draft", Client: "mkp", Since: since}, 1, "mkp: the daemon suspects a leak, incident 2026-0007, since 2026-11-20T13:00:00Z: broker leak show 2026-0007"},
+		{client.IncidentLine{ID: "2026-0007", State: "open", Client: "mkp", Undelivered: 1}, 2, "HAS NOT REACHED 1 recipient: broker leak show 2026-0007"},
+		{client.IncidentLine{ID: "2026-0007", State: "draft", Client: "mkp", Undelivered: 2}, 2, "HAS NOT REACHED 2 recipients: broker leak show 2026-0007"},
+	} {
+		st := &client.Status{Audit: client.AuditStatus{Healthy: true}, Incidents: []client.IncidentLine{x.line}}
+		code, problems := judge(st)
+		var out bytes.Buffer
+		if err := printStatus(&out, st); err != nil || code != x.code || !strings.Contains(strings.Join(problems, ""), x.text) || !strings.Contains(out.String(), x.text) {
+			t.Errorf("%+v: %d %q, %v\n%s", x.line, code, problems, err, out.String())
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,6 +40,9 @@ func (s *server) administration(metrics prometheus.Gatherer) api.Administration 
 		Revoke: func(ctx context.Context, name string, r client.Revocation) (client.Outcome, error) {
 			return s.broker.Revoke(ctx, name, r.Login)
 		},
+		Declare: s.response.Declare, Incidents: s.response.Incidents, Incident: s.response.Incident, Release: s.response.Release,
+		Close: s.response.Close, Drill: s.response.Drill, Evidence: s.response.Evidence, AddEvidence: s.response.AddEvidence,
+		Whois:    s.whois,
 		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		AuditDir: filepath.Join(s.paths.state, "audit"),
 	}
@@ -198,6 +202,29 @@ func (s *server) intake(ctx context.Context, name string, in broker.Intake) (cli
 	return out, err
 }
 
+// whois follows a token through the audit log.
+func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, error) {
+	t, found, err := audit.TraceToken(filepath.Join(s.paths.state, "audit"), fingerprint)
+	switch {
+	case err != nil:
+		return client.Whois{}, &broker.Error{Code: client.AuditUnavailable, RetryAfter: 30 * time.Second, Err: err,
+			Detail: "the audit log cannot be read; the daemon's journal says why"}
+	case !found:
+		return client.Whois{}, &broker.Error{Code: client.NotFound,
+			Detail: "this host's audit log does not know that token: another host or program got it, or it is older than the log"}
+	}
+	out := client.Whois{Client: t.Client, Version: t.Version, Fingerprint: fingerprint, JTI: t.JTI, Scope: t.Scope,
+		Issued: t.Issued, Expires: t.Expires, Revoked: t.Revoked, Valid: t.Revoked.IsZero() && s.clock.Now().Wall.Before(t.Expires)}
+	for _, c := range s.broker.Status() {
+		out.Current = out.Current || slices.ContainsFunc(c.Tokens, func(one broker.TokenStatus) bool { return one.Fingerprint == fingerprint })
+	}
+	for _, h := range t.Holders {
+		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit), Surface: h.Surface,
+			First: h.First, Last: h.Last, Count: h.Count})
+	}
+	return out, nil
+}
+
 func (s *server) status() client.Status {
 	s.mu.Lock()
 	config := s.current.config
@@ -228,6 +255,10 @@ func (s *server) status() client.Status {
 		if t := c.Credential.Provider; t.Err != nil {
 			m.State, m.Error, m.Since, m.Next = "failing", string(providers.KindOf(t.Err)), t.Since, t.Next
 		}
+	}
+	open, _, _ := s.response.Summaries()
+	for _, i := range open {
+		out.Incidents = append(out.Incidents, client.IncidentLine{ID: i.ID, State: i.State, Client: i.Client, Undelivered: i.Undelivered, Since: i.Since})
 	}
 	for _, m := range managers {
 		out.Providers = append(out.Providers, *m)

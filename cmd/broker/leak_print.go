@@ -1,0 +1,225 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"credentialbroker/api/client"
+)
+
+// printPlan shows what a declaration would do: the mails, then the steps.
+func printPlan(out io.Writer, i *client.Incident) {
+	heading(out, "What will be sent")
+	if len(i.Mails) == 0 {
+		fmt.Fprintln(out, "Nothing is sent from here.")
+	}
+	printMails(out, i.Mails)
+	heading(out, "What will be done to "+strings.Join(i.Clients, ", "))
+	if len(i.Done) == 0 {
+		fmt.Fprintln(out, "Nothing: tokens are handed out as before.")
+	}
+	for n, s := range i.Done {
+		text := s.What
+		if s.Outcome == "not_possible" {
+			text += ": NOT POSSIBLE"
+		}
+		if s.Detail != "" {
+			text += ": " + s.Detail
+		}
+		fmt.Fprintf(out, "%3d. %s\n", n+1, text)
+	}
+	printRest(out, i)
+}
+
+// printDeclared says what was done; first of all that it is recorded.
+func printDeclared(out io.Writer, i *client.Incident, d *client.Declaration) {
+	fmt.Fprintf(out, "incident %s: recorded\n", i.ID)
+	printSteps(out, i)
+	printReport(out, i)
+	printRest(out, i)
+	if d.Joins != "" {
+		fmt.Fprintf(out, "\nGive the host of %s what is known here:\n  broker leak evidence %s > evidence.json   # here\n  broker leak evidence --add evidence.json %s   # there\n",
+			d.Joins, i.ID, d.Joins)
+	} else if i.Global != "" {
+		fmt.Fprintf(out, "\nOther hosts with the same secret are not known here. On each of them:\n  %s\n", onOtherHosts(i, d))
+	}
+	fmt.Fprintf(out, "\nFollow it with broker leak show %s\n", i.ID)
+}
+
+// onOtherHosts is the command line that contains it there.
+func onOtherHosts(i *client.Incident, d *client.Declaration) string {
+	words := []string{"broker leak declare --incident " + i.Global + " --no-mail"}
+	if i.Severity != "" {
+		words = append(words, "--"+i.Severity)
+	}
+	for _, w := range d.What {
+		words = append(words, "--what "+w)
+	}
+	if i.Policy != "" {
+		words = append(words, "--policy "+i.Policy)
+	}
+	for _, f := range []struct {
+		name string
+		text string
+	}{{"--from", day(d.From)}, {"--to", day(d.To)}} {
+		if f.text != "-" {
+			words = append(words, f.name+" "+f.text)
+		}
+	}
+	return strings.Join(append(words, d.Client), " ")
+}
+
+// printUnrecorded is for the worst case: a person has to do it by hand. known
+// says whether it is certain that nothing was recorded.
+func printUnrecorded(out io.Writer, plan *client.Incident, reason string, known bool) {
+	if known {
+		fmt.Fprintf(out, "NOT RECORDED: %s\nNobody was told and nothing was contained. Do it by hand, now.\n", reason)
+	} else {
+		fmt.Fprintf(out, "IT IS NOT KNOWN WHETHER THIS WAS RECORDED: %s\nIf broker leak list does not show it, do it by hand, now.\n", reason)
+	}
+	heading(out, "1. Send this from your own mailbox")
+	if plan == nil || len(plan.Mails) == 0 {
+		fmt.Fprintln(out, "The daemon cannot say what it would send. Write to the issuer's addresses for leaks (broker presets show NAME) and\n"+
+			"your own security contact: whose credentials, which client id, since when, what you ask for (revoke, reissue), your\n"+
+			"name and telephone number. Never the secret or a token.")
+	} else {
+		printMails(out, plan.Mails)
+	}
+	heading(out, "2. Stop the tokens, if that is what you want")
+	fmt.Fprintln(out, "systemctl stop credential-broker stops all hand-outs of this host, of every client; tokens that are out live on.")
+	if plan != nil {
+		printRest(out, plan)
+	}
+	fmt.Fprintln(out, "\nThen try again: broker leak declare")
+}
+
+// printMails shows each text once, with all who get it.
+func printMails(out io.Writer, mails []client.Mail) {
+	shown := make([]bool, len(mails))
+	for n, m := range mails {
+		if shown[n] {
+			continue
+		}
+		var to []string
+		for k, other := range mails {
+			if other.Subject == m.Subject && other.Text == m.Text {
+				shown[k] = true
+				to = append(to, other.To)
+			}
+		}
+		if n > 0 {
+			fmt.Fprintln(out, "--")
+		}
+		fmt.Fprintf(out, "To:      %s\nSubject: %s\n\n%s\n", strings.Join(to, ", "), m.Subject, strings.TrimRight(m.Text, "\n"))
+	}
+}
+
+func printSteps(out io.Writer, i *client.Incident) {
+	if len(i.Done) == 0 {
+		return
+	}
+	heading(out, "What was done")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, s := range i.Done {
+		text := s.What
+		if s.Detail != "" {
+			text += ": " + s.Detail
+		}
+		at := ""
+		if !s.At.IsZero() {
+			at = s.At.UTC().Format("15:04:05 UTC")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", strings.ToUpper(strings.ReplaceAll(s.Outcome, "_", " ")), at, text)
+	}
+	_ = w.Flush()
+	if len(i.Quarantined) > 0 {
+		fmt.Fprintf(out, "Nothing is handed out of %s.\n", strings.Join(i.Quarantined, ", "))
+	}
+}
+
+// printReport says how far each mail is.
+func printReport(out io.Writer, i *client.Incident) {
+	if len(i.Mails) == 0 {
+		return
+	}
+	heading(out, "Who is told")
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, m := range i.Mails {
+		since := ""
+		if !m.Since.IsZero() {
+			since = "since " + spoken(m.Since)
+		}
+		fmt.Fprintf(w, "%s\t%s\trevision %d\t%s\n", orDash(m.State), m.To, m.Revision, since)
+	}
+	_ = w.Flush()
+}
+
+// printRest is what a person has to do, and by when.
+func printRest(out io.Writer, i *client.Incident) {
+	for _, part := range []struct {
+		title string
+		list  []string
+	}{{"To be done by hand", i.ByHand}, {"Legal deadlines that may run; the broker decides nothing", i.Clocks}} {
+		if len(part.list) == 0 {
+			continue
+		}
+		heading(out, part.title)
+		for _, text := range part.list {
+			fmt.Fprintf(out, "  - %s\n", text)
+		}
+	}
+}
+
+func heading(out io.Writer, text string) { fmt.Fprintf(out, "\n== %s\n", text) }
+
+// printIncident shows one for people.
+func printIncident(out io.Writer, i *client.Incident, texts bool) {
+	fmt.Fprintf(out, "incident %s: %s\n", i.ID, incidentState(i))
+	if i.Global != "" {
+		fmt.Fprintf(out, "on other hosts it is %s\n", i.Global)
+	}
+	fmt.Fprintf(out, "clients: %s; policy %s\n", strings.Join(i.Clients, ", "), orDash(i.Policy))
+	if !i.Declared.IsZero() {
+		fmt.Fprintf(out, "declared %s\n", spoken(i.Declared))
+	}
+	printSteps(out, i)
+	printReport(out, i)
+	if texts {
+		heading(out, "The mails")
+		printMails(out, i.Mails)
+	}
+	printRest(out, i)
+	if i.State == "draft" && len(i.Clients) > 0 {
+		fmt.Fprintf(out, "\nThe daemon suspects this; a person decides: broker leak declare --draft %s %s\n", i.ID, i.Clients[0])
+	}
+}
+
+func incidentState(i *client.Incident) string {
+	text := i.State + ", " + i.Severity
+	if i.Drill {
+		text += ", a drill"
+	}
+	return text
+}
+
+func printIncidents(out io.Writer, list []client.Incident) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(out, "no incidents")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "INCIDENT\tSTATE\tCLIENTS\tPOLICY\tDECLARED\tTOLD\tQUARANTINED")
+	for _, i := range list {
+		sent := len(slices.DeleteFunc(slices.Clone(i.Mails), func(m client.Mail) bool { return m.State != "sent" }))
+		told := "-"
+		if len(i.Mails) > 0 {
+			told = fmt.Sprintf("%d of %d", sent, len(i.Mails))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", i.ID, incidentState(&i), strings.Join(i.Clients, ","), orDash(i.Policy), day(i.Declared), told,
+			orDash(strings.Join(i.Quarantined, ",")))
+	}
+	return w.Flush()
+}
