@@ -103,3 +103,23 @@ func TestAgeIsTheCredentials(t *testing.T) {
 		}
 	})
 }
+
+// What could not be noted is noted with the next look.
+func TestAgeOutlivesAFullDisk(t *testing.T) {
+	cfg := Config{MaxAge: time.Hour}
+	inBench(t, cfg, func(b *bench) {
+		t := b.t
+		b.c.deps.Provider = dated{b.store, b.clock.Now().Wall.Add(-2 * time.Hour)}
+		file := b.c.ledger.file
+		b.c.ledger.file = filepath.Join(b.dir, "gone", "app.json")
+		_ = b.c.Check(t.Context())
+		b.c.ledger.file = file
+		if got := b.ages(); got != "" {
+			t.Fatalf("%q was recorded without being noted", got)
+		}
+		_ = b.c.Check(t.Context())
+		if got := b.ages(); got != "overdue " {
+			t.Errorf("%q is recorded, want overdue", got)
+		}
+	})
+}

@@ -158,10 +158,13 @@ func (c *Credential) keeper(ctx context.Context, timeout time.Duration, call fun
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if c.keeping.take(ctx) != nil {
+	if c.ledger.keeping.take(ctx) != nil {
 		return // another call hangs, and says so
 	}
-	defer c.keeping.give()
+	defer c.ledger.keeping.give()
+	if today := c.ledger.keeper.Load(); today != nil && today != c {
+		return // a reload has put another in its place
+	}
 	c.deps.Uses.Add(1)
 	defer c.deps.Uses.Add(1)
 	call(ctx, c.deps.Keeper, providers.Ref{Path: KeptName(c.cfg.Client)})

@@ -696,3 +696,41 @@ func TestFallBackToTheCopy(t *testing.T) {
 		}
 	})
 }
+
+// With one secret at the issuer, the copy of the version before is dead: the new
+// one is sealed as soon as it has worked.
+func TestNewVersionIsCopiedAtOnce(t *testing.T) {
+	inShelf(t, Config{}, func(s *shelf) {
+		s.use()
+		s.issuer.SetSecret("id", "two", false)
+		s.set("two")
+		_ = s.c.Check(s.t.Context())
+		s.wantVersion("2")
+		s.c.keep(s.t.Context())
+		if got := s.copied()["version"]; !got.Equal(secret.FromString("2")) || s.puts() != 2 {
+			s.t.Errorf("%d copies", s.puts())
+		}
+	})
+}
+
+// A reload has put another credential in its place: the copy is not the old
+// one's any more.
+func TestOldConfigurationLeavesTheCopy(t *testing.T) {
+	inShelf(t, Config{}, func(s *shelf) {
+		s.use()
+		old := s.c
+		s.restart(Config{})
+		old.ledger = s.c.ledger // of one process
+		defer s.run()()
+		time.Sleep(time.Second) // it may seal one of its own
+		made := s.puts()
+		old.withdraw(s.t.Context(), &providers.Error{Kind: providers.NotFound})
+		old.mu.Lock()
+		old.kept = kept{}
+		old.mu.Unlock()
+		old.keep(s.t.Context())
+		if s.puts() != made || len(s.copied()) == 0 {
+			s.t.Errorf("%d copies more, and %d fields of the last", s.puts()-made, len(s.copied()))
+		}
+	})
+}

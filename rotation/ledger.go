@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"credentialbroker/internal/durable"
@@ -28,7 +29,9 @@ import (
 // is doing at the issuer is known to the other.
 type Ledger struct {
 	file    string
-	minting turn // one authentication at a time: a dead secret is presented once
+	keeping turn                       // the sealed copy is the client's, whatever its configuration
+	keeper  atomic.Pointer[Credential] // that is of today's; nil: any
+	minting turn                       // one authentication at a time: a dead secret is presented once
 
 	recording sync.Mutex // orders writes; held over them
 	written   []byte
@@ -96,7 +99,7 @@ const (
 
 // OpenLedger reads the state file of a client in dir, which must exist.
 func OpenLedger(dir, client string) (*Ledger, error) {
-	l := &Ledger{file: filepath.Join(dir, client+".json"), minting: newTurn(), d: entries{Format: ledgerFormat}, logins: map[string]*login{}}
+	l := &Ledger{file: filepath.Join(dir, client+".json"), minting: newTurn(), keeping: newTurn(), d: entries{Format: ledgerFormat}, logins: map[string]*login{}}
 	data, err := os.ReadFile(l.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, nil
@@ -222,7 +225,13 @@ func (l *Ledger) ages(v versionID, step string) bool {
 	if known.Version == v && (known.Step == step || known.Step == "overdue") {
 		return false
 	}
-	return l.change(func(d *entries) { d.Aged = aged{v, step} }) == nil
+	err := l.change(func(d *entries) { d.Aged = aged{v, step} })
+	if err != nil { // the next look records it
+		l.mu.Lock()
+		l.d.Aged = known
+		l.mu.Unlock()
+	}
+	return err == nil
 }
 
 func (l *Ledger) hasWorked(v versionID) bool {
@@ -316,6 +325,14 @@ func (l *Ledger) serves(v versionID) error {
 
 // forget is for an attempt that the issuer did not judge.
 func (l *Ledger) forget() error { return l.change(func(d *entries) { d.Intent = nil }) }
+
+// tried is for what is not stored: there is no version to remember.
+func (l *Ledger) tried(v versionID, now time.Time) error {
+	return l.change(func(d *entries) {
+		d.Intent = nil
+		d.Failures = append(d.Failures, intent{Version: v, At: now})
+	})
+}
 
 func (l *Ledger) failed(v versionID, now time.Time, code string) error {
 	l.mu.Lock()

@@ -290,7 +290,7 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 	}
 	// A refused grant is an assertion's (RFC 7523 §3.1): the key is not taken.
 	if e.Kind == oidc.InvalidClient || e.Kind == oidc.InvalidGrant {
-		if err := c.recorded(c.ledger.failed(live.id, now.Wall, e.Code)); err != nil {
+		if err := c.refuse(live, now, e.Code); err != nil {
 			return err
 		}
 		c.note(audit.TokenRefused, live.Version, e.Code, live.alarm("the issuer refused this version of the secret"))
@@ -329,11 +329,19 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 	return issuerError(e, wait)
 }
 
+// refuse makes a refusal durable.
+func (c *Credential) refuse(live *Live, now clock.Reading, code string) error {
+	if live.trial {
+		return c.recorded(c.ledger.tried(live.id, now.Wall))
+	}
+	return c.recorded(c.ledger.failed(live.id, now.Wall, code))
+}
+
 // unfit is for a candidate that the issuer refuses for another reason than its
 // authentication, as a client that may not do what the one before it might: it
 // is not tried again.
 func (c *Credential) unfit(live *Live, e *oidc.Error) error {
-	if err := c.recorded(c.ledger.failed(live.id, c.deps.Clock.Now().Wall, e.Code)); err != nil {
+	if err := c.refuse(live, c.deps.Clock.Now(), e.Code); err != nil {
 		return err
 	}
 	c.note(audit.TokenRefused, live.Version, e.Code, live.alarm("the issuer refused this version of the secret: "+e.Error()))

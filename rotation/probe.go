@@ -111,7 +111,7 @@ func (c *Credential) proveByProbe(ctx context.Context, live *Live, t *oidc.Token
 		return &Error{Kind: Unavailable, Detail: e.Error(), RetryAfter: max(e.RetryAfter, longestWait), Err: err}
 	}
 	now := c.deps.Clock.Now()
-	if err := c.recorded(c.ledger.failed(live.id, now.Wall, "probe")); err != nil {
+	if err := c.refuse(live, now, "probe"); err != nil {
 		return err
 	}
 	c.note(audit.TokenRefused, live.Version, "probe", live.alarm("the API refused this version of the secret: "+e.Error()))

@@ -66,7 +66,6 @@ type Credential struct {
 	place    string // what is in front of a version in the ledger
 	current  atomic.Pointer[Live]
 	checking turn // reading from the secrets manager
-	keeping  turn // using Deps.Keeper
 	wake     chan struct{}
 	replan   chan struct{} // the time of the next look has changed
 	unsealed chan struct{} // what serves may have to be kept
@@ -227,8 +226,8 @@ func New(cfg Config, deps Deps) (*Credential, error) {
 	}
 	sum := sha256.Sum256(place)
 	c := &Credential{cfg: cfg, deps: deps, ledger: deps.Ledger, place: hex.EncodeToString(sum[:4]) + ":",
-		checking: newTurn(), keeping: newTurn(),
-		wake: make(chan struct{}, 1), replan: make(chan struct{}, 1), unsealed: make(chan struct{}, 1)}
+		checking: newTurn(),
+		wake:     make(chan struct{}, 1), replan: make(chan struct{}, 1), unsealed: make(chan struct{}, 1)}
 	if cfg.Refresh != nil {
 		r := *cfg.Refresh
 		r.Issuer = deps.IssuerName
@@ -269,6 +268,7 @@ func signal(c chan struct{}) {
 
 // Run looks for new versions until ctx ends; it returns nil then.
 func (c *Credential) Run(ctx context.Context) error {
+	c.ledger.keeper.Store(c)
 	wait := c.cfg.Delay
 	for {
 		due := time.Now().Add(wait)

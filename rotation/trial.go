@@ -80,7 +80,6 @@ func (c *Credential) try(ctx context.Context, live *Live, complete bool) (proof 
 				Detail: fmt.Sprintf("the issuer refused this at %s; it is asked again %s later at the soonest", last.UTC().Format(time.RFC3339), pause)}
 		}
 	}
-	defer func() { err = errors.Join(err, c.ledger.allow(live.id)) }() // a trial's name is no version
 	if c.deps.Issuer != nil {
 		t, err := c.attempt(ctx, live, c.cfg.Default)
 		if err != nil {

@@ -3,6 +3,9 @@ package rotation
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -192,6 +195,19 @@ func TestUnfitCandidate(t *testing.T) {
 		}
 		if s := b.c.Status(); len(s.Refused) != 1 || s.Version != "1" || s.Waiting == "" {
 			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A trial that was refused is no refused version, not even between two writes.
+func TestTrialIsNoVersion(t *testing.T) {
+	inBench(t, Config{}, func(b *bench) {
+		t := b.t
+		_, err := b.c.Try(t.Context(), "intake", pair("wrong"))
+		wantKind(t, err, Rejected)
+		data, err := os.ReadFile(filepath.Join(b.dir, "app.json"))
+		if err != nil || strings.Contains(string(data), "refused") || !strings.Contains(string(data), "failures") {
+			t.Errorf("%s, %v", data, err)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -66,6 +67,7 @@ type keyRotation struct {
 	out    io.Writer
 	talk   io.Writer
 	kid    string // of the key that is waited for; empty: not known yet
+	old    string // of the key that it replaces; empty: not known yet
 }
 
 func (r *keyRotation) check(formats []string) error {
@@ -99,7 +101,7 @@ func (r *keyRotation) run(ctx context.Context) error {
 		r.say("%s; %s has the key %s", step.Reason, r.client, step.Key.KeyID)
 		return r.json(step)
 	}
-	r.kid = step.Key.KeyID
+	r.kid, r.old = step.Key.KeyID, step.Old
 	if err := r.show(step); err != nil || r.start {
 		return err
 	}
@@ -161,7 +163,7 @@ func (r *keyRotation) wait(ctx context.Context) error {
 				r.done(step)
 				return nil
 			}
-			r.kid = step.Key.KeyID
+			r.kid, r.old = step.Key.KeyID, cmp.Or(step.Old, r.old)
 		}
 		again, reason := pace(step, err, r.kid != "")
 		if again == 0 {
@@ -192,6 +194,9 @@ func pace(step *client.RotatedKey, err error, known bool) (time.Duration, string
 
 // done says what a person has to do yet.
 func (r *keyRotation) done(step *client.RotatedKey) {
+	if step.Old == "" {
+		step.Old = r.old // an answer was lost on the way
+	}
 	if step.Old == "" {
 		r.say("%s (kid %s, version %s of the secret)", step.Reason, step.Key.KeyID, step.Key.Version)
 		return

@@ -47,7 +47,6 @@ type Broker struct {
 	}
 	ledgers map[string]*rotation.Ledger // by client; Apply's
 	logins  logins                      // that are under way
-	making  sync.Mutex                  // keys
 	uses    atomic.Uint64               // of secrets
 
 	started chan struct{}           // closed when Run has begun

@@ -6,10 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"credentialbroker/api/client"
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/secret"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -46,8 +44,6 @@ func (b *Broker) Intake(ctx context.Context, name string, in Intake) (client.Int
 		return client.Intake{}, &Error{Code: client.InvalidRequest, Detail: "this is the client_id of the client " + other +
 			": a wrong secret would count against it; name that client, or see that the file is the right one"}
 	}
-	b.making.Lock() // another writer is found by Replace
-	defer b.making.Unlock()
 	have, err := b.readFrom(ctx, cl, cl.writer())
 	if err != nil {
 		return client.Intake{}, err
@@ -158,19 +154,11 @@ func mayStore(how rotation.Prove, err error, accept bool) (unprovable bool, _ er
 
 // storeIntake writes what was proved, and has it taken at once.
 func (b *Broker) storeIntake(ctx context.Context, cl *cachedClient, values map[string]secret.Secret, out *client.Intake) error {
-	b.uses.Add(1)
-	version, err := providers.Replace(ctx, cl.cfg.Writer, cl.cfg.Rotation.Spec, values, providers.Version(out.Replaces))
-	b.uses.Add(1)
+	version, err := b.write(ctx, cl, values, providers.Version(out.Replaces), "intake.stored", map[string]string{"proved": out.Proved, "fields": strings.Join(out.Changed, " ")})
 	if err != nil {
-		again := time.Minute
-		if providers.KindOf(err) == providers.Conflict {
-			again = time.Second
-		}
-		return &Error{Code: client.ProviderUnavailable, RetryAfter: again, Err: err, Detail: "not stored: " + err.Error()}
+		return err
 	}
 	out.Stored, out.Version = true, string(version)
-	b.o.Audit.Note(audit.Event{Type: audit.AdminAct, Code: "intake.stored", Client: cl.cfg.Name, Version: string(version),
-		Detail: map[string]string{"replaces": out.Replaces, "proved": out.Proved, "fields": strings.Join(out.Changed, " ")}})
 	// What does not succeed now is tried again by itself: the version is there.
 	_, _ = b.Rotate(ctx, cl.cfg.Name, Rotation{Accept: out.Unprovable})
 	return nil

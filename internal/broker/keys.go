@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/keys"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -25,6 +26,8 @@ const (
 	fieldPrivateKey  = "private_key"
 	fieldCertificate = "certificate"
 	fieldKeyID       = "key_id"
+
+	writeTimeout = time.Minute // of a write that nobody waits for any more
 
 	certificateLife = 2 * 365 * 24 * time.Hour // nobody checks a self-signed one's end but the portal that it is uploaded to
 )
@@ -64,8 +67,6 @@ func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (c
 		return client.Key{}, &Error{Code: client.InvalidRequest, Detail: "tls_client_auth needs a certificate of an authority that the issuer trusts: have one made, and store private_key and certificate together; " +
 			"if the issuer takes a self-signed one, ask for it with --certificate"}
 	}
-	b.making.Lock() // another writer is found by Store
-	defer b.making.Unlock()
 	bundle, err := b.readBundle(ctx, cl)
 	if err != nil {
 		return client.Key{}, err
@@ -81,8 +82,7 @@ func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (c
 	version, err := providers.Store(ctx, cl.writer(), cl.cfg.Rotation.Spec, values, providers.Absent)
 	b.uses.Add(1)
 	if err != nil {
-		return client.Key{}, &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err,
-			Detail: "the secrets manager does not take the new key: " + err.Error()}
+		return client.Key{}, unwritten(err)
 	}
 	cl.cred.Wake()
 	fields := maps.Clone(bundle.Fields)
@@ -91,6 +91,40 @@ func (b *Broker) NewKey(ctx context.Context, name string, want client.NewKey) (c
 	}
 	maps.Copy(fields, values)
 	return cl.publicKey(providers.Bundle{Version: version, Fields: fields})
+}
+
+// write stores values over the version that was seen, with the login that may,
+// and records it as act. Who asked for it may have left: what the manager has
+// taken is recorded all the same.
+func (b *Broker) write(ctx context.Context, cl *cachedClient, values map[string]secret.Secret, over providers.Version, act string, detail map[string]string) (providers.Version, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	b.uses.Add(1)
+	version, err := providers.Replace(ctx, cl.writer(), cl.cfg.Rotation.Spec, values, over)
+	b.uses.Add(1)
+	if err != nil {
+		return "", unwritten(err)
+	}
+	detail["replaces"] = string(over)
+	b.o.Audit.Note(audit.Event{Type: audit.AdminAct, Code: act, Client: cl.cfg.Name, Version: string(version), Detail: detail})
+	cl.cred.Wake()
+	return version, nil
+}
+
+// unwritten maps what a secrets manager says to a write.
+func unwritten(err error) *Error {
+	out := &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err, Detail: "the secrets manager did not take it: " + err.Error()}
+	switch providers.KindOf(err) {
+	case providers.Conflict:
+		out.RetryAfter = time.Second
+	case providers.Denied, providers.LoginFailed:
+		out.Code, out.RetryAfter = client.CredentialsRejected, 0
+		out.Detail += "; the login that writes needs the permission (write: names one; docs/providers.md)"
+	case providers.Unsupported, providers.Malformed:
+		out.Code, out.RetryAfter = client.InvalidRequest, 0
+	case providers.NotFound, providers.Throttled, providers.Unavailable, providers.Disabled, providers.Deleted, providers.Expired, providers.NotYetValid:
+	}
+	return out
 }
 
 func noKeys(name string) error {

@@ -160,7 +160,29 @@ func TestNewKeyIsRefused(t *testing.T) {
 		}
 		w.with(func(c *Client) { asymmetric(c); c.Provider = struct{ providers.Provider }{w.store} })
 		_, err = w.b.NewKey(w.t.Context(), "vdab", client.NewKey{Kind: "p-256"})
-		wantCode(w.t, err, client.ProviderUnavailable)
+		wantCode(w.t, err, client.InvalidRequest)
+	})
+}
+
+// forbidden is a manager that lets nobody write.
+type forbidden struct{ *fake.Store }
+
+func (forbidden) Put(context.Context, providers.Ref, map[string]secret.Secret, providers.Version) (providers.Version, error) {
+	return "", &providers.Error{Kind: providers.Denied, Message: "the policy does not allow this"}
+}
+
+// A login that may not write is for a person to mend: it is not tried again.
+func TestWriterWithoutPermission(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.with(func(c *Client) { c.Writer = forbidden{w.store} })
+		w.issuer.SetSecret(theID, "second-secret", true)
+		_, err := w.b.Intake(w.t.Context(), "vdab", brought(false, "client_secret", "second-secret"))
+		if e := wantCode(w.t, err, client.CredentialsRejected); e.RetryAfter != 0 || !strings.Contains(e.Detail, "permission") {
+			w.t.Errorf("%+v", e)
+		}
+		w.with(func(c *Client) { c.Writer = forbidden{w.store}; c.Issuer.ClientAuth = oidc.PrivateKeyJWT })
+		_, err = w.b.NewKey(w.t.Context(), "vdab", client.NewKey{Kind: "p-256"})
+		wantCode(w.t, err, client.CredentialsRejected)
 	})
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/keys"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -269,21 +268,12 @@ func notTaken(err error) *rotation.Error {
 // storeKey writes over a version that was looked at, and records what the
 // secrets manager has then.
 func (b *Broker) storeKey(ctx context.Context, cl *cachedClient, values map[string]secret.Secret, over providers.Version, act string) (providers.Version, error) {
-	manager := cl.cfg.Provider
-	if cl.cfg.Writer != nil {
-		manager = cl.cfg.Writer
+	version, err := b.write(ctx, cl, values, over, act, map[string]string{})
+	var e *Error
+	if errors.As(err, &e) && e.Code == client.InvalidRequest {
+		e.Detail = "the pending key cannot be stored: " + e.Err.Error() + "; or do it by hand: " + keyByHand
 	}
-	b.uses.Add(1)
-	version, err := providers.Replace(ctx, manager, cl.cfg.Rotation.Spec, values, over)
-	b.uses.Add(1)
-	switch kind := providers.KindOf(err); {
-	case err == nil:
-		b.o.Audit.Note(audit.Event{Type: audit.AdminAct, Code: act, Client: cl.cfg.Name, Version: string(version), Detail: map[string]string{"replaces": string(over)}})
-		return version, nil
-	case kind == providers.Unsupported, kind == providers.Malformed:
-		return "", &Error{Code: client.InvalidRequest, Err: err, Detail: "the pending key cannot be stored: " + err.Error() + "; or do it by hand: " + keyByHand}
-	}
-	return "", &Error{Code: client.ProviderUnavailable, RetryAfter: time.Minute, Err: err, Detail: "the secrets manager does not take the change: " + err.Error()}
+	return version, err
 }
 
 // promoted gives what makes the pending key the key, as Replace wants it, and
