@@ -77,7 +77,7 @@ func (c *Credential) try(ctx context.Context, live *Live, complete bool) (proof 
 		pause := min(trialPause<<min(n-1, 6), trialRest)
 		if wait := pause - now.Wall.Sub(last); wait > 0 && wait <= pause {
 			return nil, &Error{Kind: Rejected, Code: "pace", RetryAfter: wait,
-				Detail: fmt.Sprintf("the issuer refused this at %s; it is asked again %s later at the soonest", last.UTC().Format(time.RFC3339), pause)}
+				Detail: fmt.Sprintf("the issuer refused what was tried at %s; these were not tried: the next attempt is made %s after that, or after broker retry %s", last.UTC().Format(time.RFC3339), pause, c.cfg.Client)}
 		}
 	}
 	if c.deps.Issuer != nil {

@@ -101,6 +101,9 @@ func (in *intakeRun) run(ctx context.Context) error {
 	if err := secret.Harden(); err != nil {
 		return err
 	}
+	if err := in.known(ctx); err != nil {
+		return err
+	}
 	data, err := in.open(ctx)
 	if err != nil {
 		return err
@@ -125,6 +128,23 @@ func (in *intakeRun) run(ctx context.Context) error {
 		return err
 	}
 	return in.finish(ctx, done)
+}
+
+// known asks the daemon whether it has the client, before anybody answers
+// questions for nothing.
+func (in *intakeRun) known(ctx context.Context) error {
+	status, err := in.admin.Status(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, c := range status.Clients {
+		if c.Client == in.client {
+			return nil
+		}
+		names = append(names, c.Client)
+	}
+	return usageError{fmt.Errorf("no client is called %s: the daemon has %s", in.client, strings.Join(names, ", "))}
 }
 
 // flags checks what can be checked before anything is read.

@@ -97,6 +97,10 @@ func exitCode(err error) int {
 		return exitUnavailable
 	}
 	switch p.Code {
+	case client.CredentialsRejected:
+		if p.RetryAfter > 0 { // not judged, or not now
+			return exitTryAgain
+		}
 	case client.InvalidRequest, client.NotFound, client.MethodNotAllowed:
 		return exitUsage
 	case client.NotAllowed, client.Quarantined, client.APIKeyRejected, client.LoginRequired:
@@ -105,7 +109,7 @@ func exitCode(err error) int {
 		return exitTryAgain
 	case client.InvalidConfiguration:
 		return exitConfig
-	case client.CredentialsRejected, client.IssuerProtocolError, client.Internal:
+	case client.IssuerProtocolError, client.Internal:
 	}
 	return exitUnavailable
 }
