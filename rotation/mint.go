@@ -331,7 +331,7 @@ func (c *Credential) failed(now clock.Reading, live *Live, r oidc.Request, err e
 
 // refuse makes a refusal durable.
 func (c *Credential) refuse(live *Live, now clock.Reading, code string) error {
-	if live.trial {
+	if live.Version == notStored {
 		return c.recorded(c.ledger.tried(live.id, now.Wall))
 	}
 	return c.recorded(c.ledger.failed(live.id, now.Wall, code))

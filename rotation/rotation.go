@@ -168,7 +168,7 @@ type Live struct {
 	Proof *oidc.Token
 
 	id    versionID
-	trial bool // not stored yet: see Try
+	trial bool // a refusal is no alarm: see Try and StillTaken
 }
 
 // A candidate is a bundle that was read and does not serve yet.

@@ -23,6 +23,7 @@ import (
 const (
 	trialPause  = time.Minute      // after a refusal of the same; it doubles with each
 	trialRest   = time.Hour        // is the longest pause
+	notStored   = "(not stored)"   // in place of a version
 	trialPrefix = "try/"           // which no version begins with
 	trialLife   = 15 * time.Minute // of a proof that waits for its version
 )
@@ -58,7 +59,7 @@ func (c *Credential) Try(ctx context.Context, name string, fields map[string]sec
 	if err != nil {
 		return "", err
 	}
-	live := &Live{Version: "(not stored)", Fields: own, id: c.id(trialPrefix + providers.Version(name)), trial: true}
+	live := &Live{Version: notStored, Fields: own, id: c.id(trialPrefix + providers.Version(name)), trial: true}
 	proof, err := c.try(ctx, live, lacks == "")
 	if err != nil {
 		wipe(own)
