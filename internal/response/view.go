@@ -91,11 +91,7 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		out.Done = append(out.Done, client.IncidentStep{At: a.At, What: leak.English.Word(a.What), Outcome: string(a.Outcome), Detail: a.Detail})
 	}
 	if i.State != leak.Closed && !i.Drill {
-		for l := range strings.Lines(leak.Clocks(i.KnownAt, i.PersonalData, leak.English)) {
-			if l = strings.TrimRight(l, "\n"); l != "" {
-				out.Clocks = append(out.Clocks, l)
-			}
-		}
+		out.Clocks = paragraphs(leak.Clocks(i.KnownAt, i.PersonalData, leak.English))
 	}
 	for _, d := range deliveries {
 		since := d.QueuedAt
@@ -153,4 +149,20 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 
 func revoked(i *leak.Incident) bool {
 	return slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "revoke_tokens" && a.Outcome == leak.Done })
+}
+
+// paragraphs undoes the lines of a mail: what it says as a list is one.
+func paragraphs(text string) (list []string) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		item, begins := strings.CutPrefix(line, "- ")
+		switch {
+		case line == "":
+		case begins || len(list) == 0:
+			list = append(list, item)
+		default:
+			list[len(list)-1] += " " + line
+		}
+	}
+	return list
 }
