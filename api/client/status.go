@@ -78,6 +78,8 @@ type StatusClient struct {
 	PendingKey string `json:"pending_key,omitempty"`
 	// Candidate is a newer version that is not in use yet.
 	Candidate string `json:"candidate,omitempty"`
+	// Waiting is why the candidate is not in use, in words.
+	Waiting string `json:"waiting,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.
 	Refused []string `json:"refused,omitempty"`
 	// APIKey is what is known of the API key: "unproved", "probed OK at …",

@@ -289,7 +289,7 @@ func state(err error, good time.Time) string {
 func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.StatusClient {
 	k := c.Credential
 	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
-		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), PendingKey: c.PendingKey, MaxAge: int64(c.MaxAge / time.Second),
+		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), Waiting: k.Waiting, PendingKey: c.PendingKey, MaxAge: int64(c.MaxAge / time.Second),
 		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.Provider.Err, k.Checked)}, Tokens: []client.TokenStatus{}}
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail
