@@ -202,6 +202,11 @@ type Rotation struct {
 	Version string `json:"version,omitempty"`
 	// Latest takes a pin away.
 	Latest bool `json:"latest,omitempty"`
+	// Stored is the version that broker intake has stored with the
+	// administrator's own login, and Fields names what is new in it. They are
+	// recorded, and change nothing. Empty: none has been.
+	Stored string   `json:"stored,omitempty"`
+	Fields []string `json:"fields,omitempty"`
 }
 
 // Outcome is the answer to an administrative act on one client.

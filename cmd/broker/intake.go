@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -273,9 +274,16 @@ func (in *intakeRun) bring(ctx context.Context, fields map[string]secret.Secret)
 }
 
 // taken has the daemon take the version at once, and says what became of it.
-// What went wrong is no failure: it is stored.
+// What went wrong is no failure: it is stored, and an interruption keeps that
+// from no record.
 func (in *intakeRun) taken(ctx context.Context, done *intakeResult) string {
-	o, err := in.admin.Rotate(ctx, in.client, client.Rotation{Accept: done.Unprovable})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	r := client.Rotation{Accept: done.Unprovable}
+	if done.StoredBy == "operator" {
+		r.Stored, r.Fields = done.Version, done.Changed
+	}
+	o, err := in.admin.Rotate(ctx, in.client, r)
 	if err != nil {
 		return "the daemon does not serve it yet: " + explain(err)
 	}
