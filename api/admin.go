@@ -259,6 +259,9 @@ func (s *Server) rotate(w http.ResponseWriter, r *http.Request, c *access.Caller
 		return err
 	}
 	detail := map[string]string{"accept": truth(want.Accept), "latest": truth(want.Latest), "version": want.Version}
+	if want.Stored != "" {
+		detail["stored"], detail["fields"] = want.Stored, strings.Join(want.Fields, " ")
+	}
 	if err := s.act(r, c, "rotate", name, detail); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +101,26 @@ func TestAdminAnswers(t *testing.T) {
 	}
 }
 
+// What broker intake has stored itself is in the record of the act, and goes
+// to the daemon.
+func TestStoredByOperator(t *testing.T) {
+	h := newHouse(t, nil)
+	var got client.Rotation
+	h.inner.Rotate = func(_ context.Context, _ string, r client.Rotation) (client.Outcome, error) {
+		got = r
+		return client.Outcome{Reason: "done"}, nil
+	}
+	a := client.Admin{Socket: h.admin}
+	for i, r := range []client.Rotation{{Stored: "8", Fields: []string{"api_key", "client_id"}}, {}} {
+		if _, err := a.Rotate(t.Context(), "vdab", r); err != nil || !reflect.DeepEqual(got, r) {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if told := h.told[i]; told["stored"] != r.Stored || told["fields"] != strings.Join(r.Fields, " ") || r.Stored == "" && len(told) != 3 {
+			t.Errorf("recorded %v", told)
+		}
+	}
+}
+
 func TestReloadWithErrors(t *testing.T) {
 	h := newHouse(t, nil)
 	h.inner.Reload = func(context.Context, *access.Caller) ([]client.Change, error) {
@@ -161,6 +182,14 @@ func TestAdminRefusals(t *testing.T) {
 		{"POST", "/v1/clients/vdab/rotate", `{"force":true}`, 400},
 		{"POST", "/v1/clients/vdab/rotate", `{"Accept":true}`, 400},
 		{"POST", "/v1/clients/vdab/rotate", `{"accept":null}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"7 8"}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":7}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"8","latest":true}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"fields":["api_key"]}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"8","fields":[]}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"8","fields":null}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"8","fields":["a secret"]}`, 400},
+		{"POST", "/v1/clients/vdab/rotate", `{"stored":"8"}`, 200},
 		{"POST", "/v1/clients/vdab/rotate", `{}`, 200},
 		{"POST", "/v1/clients/vdab/rotate", "", 200},
 		{"GET", "/v1/audit?last=-1", "", 400},

@@ -210,7 +210,7 @@ func wipe(m map[string]json.RawMessage) {
 // parseRotation reads the body of a rotate request; there may be none.
 func parseRotation(body []byte) (client.Rotation, error) {
 	var r client.Rotation
-	m, err := optionalMembers(body, `{"accept": true or false, "version" or "latest"}`, "accept", "version", "latest")
+	m, err := optionalMembers(body, `{"accept": true or false, "version" or "latest", "stored" and "fields"}`, "accept", "version", "latest", "stored", "fields")
 	if err != nil {
 		return r, err
 	}
@@ -220,13 +220,20 @@ func parseRotation(body []byte) (client.Rotation, error) {
 	if r.Latest, err = truthOf(m, "latest"); err != nil {
 		return r, err
 	}
-	if raw, there := m["version"]; there {
-		v, ok := text(raw)
-		if r.Version = string(v); !ok || !validVersion(r.Version) {
-			return r, invalid("version is one of the secrets manager's, as broker status shows it")
+	for name, to := range map[string]*string{"version": &r.Version, "stored": &r.Stored} {
+		if raw, there := m[name]; there {
+			v, ok := text(raw)
+			if *to = string(v); !ok || !validVersion(*to) {
+				return r, invalid(name + " is one of the secrets manager's versions, as broker status shows them")
+			}
 		}
 	}
-	if r.Latest && (r.Version != "" || r.Accept) {
+	if raw, there := m["fields"]; there {
+		if json.Unmarshal(raw, &r.Fields) != nil || len(r.Fields) == 0 || len(r.Fields) > 3 || r.Stored == "" || slices.ContainsFunc(r.Fields, func(f string) bool { return !broker.Brought(f) }) {
+			return r, invalid("fields names what is new in the version that was stored: client_id, client_secret, api_key")
+		}
+	}
+	if r.Latest && (r.Version != "" || r.Accept || r.Stored != "") {
 		return r, invalid("latest takes a pin away: it goes with nothing else")
 	}
 	return r, nil

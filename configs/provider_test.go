@@ -58,6 +58,37 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A writer is the same secrets manager with another login.
+func TestWriteElsewhere(t *testing.T) {
+	const vault = `vault: { address: "https://vault.example:8200", namespace: n, auth: { token_file: /t } }`
+	for _, x := range []struct{ name, read, write, want string }{
+		{"vault", vault, `vault: { address: "https://vault.example:8200/", namespace: n, kv: 2, proxy: "http://p.example:1", auth: { approle: { role_id_file: /r } } }`, ""},
+		{"agent", `vault: { address: "unix:///run/agent.sock", auth: { agent: true } }`, vault, ""},
+		{"address", vault, `vault: { address: "https://other.example:8200", namespace: n, auth: { token_file: /u } }`,
+			`broker.yaml:5:17: the provider "w", whose login writes for "r", is another secrets manager: its address is "https://other.example:8200"|expected "https://vault.example:8200", as "r" has it`},
+		{"namespace", vault, `vault: { address: "https://vault.example:8200", auth: { token_file: /u } }`, `its namespace is not set|expected "n", as`},
+		{"kv", vault, `vault: { address: "https://vault.example:8200", namespace: n, kv: 1, auth: { token_file: /u } }`, `its kv is "1"|expected not set`},
+		{"aws", `aws: { region: eu-west-1 }`, `aws: { region: eu-west-1, batch: true, auth: { environment: true } }`, ""},
+		{"region", `aws: { region: eu-west-1 }`, `aws: { region: eu-west-2 }`, `its region is "eu-west-2"|expected "eu-west-1"`},
+		{"endpoint", `aws: { region: eu-west-1 }`, `aws: { region: eu-west-1, endpoint: "https://x.example" }`, `its endpoint is "https://x.example"|expected not set`},
+		{"azure", `azure: { vault_url: "https://a.vault.azure.net" }`, `azure: { vault_url: "https://b.vault.azure.net" }`, `its vault_url is "https://b.`},
+		{"gcp", `gcp: { project: a }`, `gcp: { project: b, auth: { metadata: true } }`, `its project is "b"|expected "a"`},
+		{"file", `file: { path: /s, insecure_identity: true, identity_file: /i }`, `file: { path: /s, identity_command: [/bin/i], recipients_file: /r }`, ""},
+		{"path", `file: { path: /s, insecure_identity: true, identity_file: /i }`, `file: { path: /z, insecure_identity: true, identity_file: /j }`, `its path is "/z"|expected "/s"`},
+	} {
+		_, err := load(t, map[string]string{"broker.yaml": "providers:\n  r:\n    " + x.read + "\n    write: w\n  w: { " + x.write + " }\n"})
+		if (err == nil) != (x.want == "") {
+			t.Errorf("%s: %v", x.name, err)
+			continue
+		}
+		for part := range strings.SplitSeq(x.want, "|") {
+			if err != nil && !strings.Contains(err.Error(), part) {
+				t.Errorf("%s: %v, want %q", x.name, err, part)
+			}
+		}
+	}
+}
+
 // A person's own login takes the place of the daemon's, and nothing else does.
 func TestOwn(t *testing.T) {
 	c, err := load(t, map[string]string{"broker.yaml": `providers:

@@ -205,6 +205,8 @@ func (k *checker) write(path, name string, p Provider) {
 		k.always(path, fmt.Sprintf("the provider %s is of the kind %s", quote(p.Write), w.Kind()), "one of the kind "+p.Kind(), "both are logins to the same secrets manager")
 	case w.Write != "":
 		k.always(path, fmt.Sprintf("the provider %s names another one to write with", quote(p.Write)), "", "name the one that writes: "+w.Write)
+	case !k.bad["providers."+name]:
+		k.sameManager(name, p, w)
 	}
 }
 

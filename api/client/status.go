@@ -78,6 +78,8 @@ type StatusClient struct {
 	PendingKey string `json:"pending_key,omitempty"`
 	// Candidate is a newer version that is not in use yet.
 	Candidate string `json:"candidate,omitempty"`
+	// Waiting is why the candidate is not in use, in words.
+	Waiting string `json:"waiting,omitempty"`
 	// Refused are versions that the issuer refused: not tried again.
 	Refused []string `json:"refused,omitempty"`
 	// APIKey is what is known of the API key: "unproved", "probed OK at …",
@@ -200,6 +202,11 @@ type Rotation struct {
 	Version string `json:"version,omitempty"`
 	// Latest takes a pin away.
 	Latest bool `json:"latest,omitempty"`
+	// Stored is the version that broker intake has stored with the
+	// administrator's own login, and Fields names what is new in it. They are
+	// recorded, and change nothing. Empty: none has been.
+	Stored string   `json:"stored,omitempty"`
+	Fields []string `json:"fields,omitempty"`
 }
 
 // Outcome is the answer to an administrative act on one client.

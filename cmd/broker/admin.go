@@ -102,12 +102,8 @@ func reloadCommand(s *sockets) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			changes, err := s.administration().Reload(cmd.Context())
 			out := cmd.OutOrStdout()
-			var p *client.Problem
-			if asJSON && errors.As(err, &p) {
-				return errors.Join(printJSON(out, p), quiet(exitCode(err)))
-			}
 			if err != nil {
-				return err
+				return refusal(out, err, asJSON)
 			}
 			if asJSON {
 				return printJSON(out, client.Changes{Changes: append([]client.Change{}, changes...)})
@@ -124,54 +120,73 @@ func reloadCommand(s *sockets) *cobra.Command {
 	return c
 }
 
+// refusal is err, or where JSON is wanted the daemon's error document.
+func refusal(out io.Writer, err error, asJSON bool) error {
+	var p *client.Problem
+	if asJSON && errors.As(err, &p) {
+		return errors.Join(printJSON(out, p), quiet(exitCode(err)))
+	}
+	return err
+}
+
 func rotateCommand(s *sockets) *cobra.Command {
 	var r client.Rotation
+	var asJSON bool
 	c := &cobra.Command{Use: "rotate CLIENT", Short: "Look for a new version of the secret now", Args: oneClient,
 		Long: "Look for a new version of the client's secret now, prove it and install it. With --accept it is installed\n" +
 			"without proof. With --to an older version serves again, if the secrets manager still has it and the issuer takes\n" +
 			"it, and newer ones are not looked at until --latest.",
 		Example: "  broker rotate vdab\n  broker rotate --accept vdab\n  broker rotate vdab --to 7\n  broker rotate vdab --latest",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return outcome(cmd, func(ctx context.Context) (*client.Outcome, error) {
+			return outcome(cmd, asJSON, func(ctx context.Context) (*client.Outcome, error) {
 				return s.administration().Rotate(ctx, args[0], r)
 			})
 		}}
 	c.Flags().BoolVar(&r.Accept, "accept", false, "install what cannot be proved, on your word")
 	c.Flags().StringVar(&r.Version, "to", "", "roll back to this version of the secrets manager, and pin it")
 	c.Flags().BoolVar(&r.Latest, "latest", false, "take the pin away: the newest version serves again")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
 func retryCommand(s *sockets) *cobra.Command {
-	return &cobra.Command{Use: "retry CLIENT", Short: "Try a refused version of the secret once more", Args: oneClient,
+	var asJSON bool
+	c := &cobra.Command{Use: "retry CLIENT", Short: "Try a refused version of the secret once more", Args: oneClient,
 		Long: "Forget that the issuer has refused versions of the client's secret, and the failures of the last hour: for\n" +
 			"when the issuer was wrong. A wrong secret is refused once more, and counts at the issuer.",
 		Example: "  broker retry vdab",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return outcome(cmd, func(ctx context.Context) (*client.Outcome, error) { return s.administration().Retry(ctx, args[0]) })
+			return outcome(cmd, asJSON, func(ctx context.Context) (*client.Outcome, error) { return s.administration().Retry(ctx, args[0]) })
 		}}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
 }
 
 func revokeCommand(s *sockets) *cobra.Command {
 	var r client.Revocation
+	var asJSON bool
 	c := &cobra.Command{Use: "revoke CLIENT", Short: "Take the client's tokens back at the issuer", Args: oneClient,
 		Long: "Ask the issuer to revoke the client's access tokens (RFC 7009), and forget them: the next request gets a new\n" +
 			"one. With --login the refresh token goes too, and a person has to log in again. An issuer without revocation\n" +
 			"is said to have none; then its portal is the way.",
 		Example: "  broker revoke mijnklantportaal\n  broker revoke mijnklantportaal --login",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return outcome(cmd, func(ctx context.Context) (*client.Outcome, error) {
+			return outcome(cmd, asJSON, func(ctx context.Context) (*client.Outcome, error) {
 				return s.administration().Revoke(ctx, args[0], r)
 			})
 		}}
 	c.Flags().BoolVar(&r.Login, "login", false, "end the login too: revoke the refresh token")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
-func outcome(cmd *cobra.Command, do func(context.Context) (*client.Outcome, error)) error {
+func outcome(cmd *cobra.Command, asJSON bool, do func(context.Context) (*client.Outcome, error)) error {
 	o, err := do(cmd.Context())
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+		return refusal(cmd.OutOrStdout(), err, asJSON)
+	case asJSON:
+		return printJSON(cmd.OutOrStdout(), o)
 	}
 	text := o.Reason
 	if o.Version != "" {

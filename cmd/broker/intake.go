@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +57,7 @@ func intakeCommand(s *sockets) *cobra.Command {
 	f.StringArrayVar(&in.choose, "choose", nil, "take candidate N of a doubtful field, as in client_secret=2 (repeatable)")
 	f.BoolVar(&in.yes, "yes", false, "go on without asking")
 	f.BoolVar(&in.accept, "accept", false, "store what cannot be proved, on your word")
-	f.BoolVar(&in.shred, "shred", false, "overwrite and remove FILE once its values are stored")
+	f.BoolVar(&in.shred, "shred", false, "overwrite and remove FILE once all its values are stored")
 	f.BoolVar(&in.asJSON, "json", false, "print one JSON object; questions go to standard error")
 	f.StringVar(&in.config, "config", "", "the daemon's configuration file, if it is not the usual one")
 	f.StringVar(&in.tokenFile, "token-file", "", "file with your Vault token (default ~/.vault-token)")
@@ -83,6 +84,7 @@ type intakeRun struct {
 	out, say io.Writer
 	person   *os.File    // a terminal; nil: nobody is there
 	read     fs.FileInfo // the file that was read; nil: standard input
+	left     []string    // what it has, and was not taken
 }
 
 // intakeResult is what --json prints.
@@ -91,6 +93,9 @@ type intakeResult struct {
 	StoredBy string `json:"stored_by,omitempty"` // daemon, or operator: by the login of whoever ran this
 	Outcome  string `json:"outcome"`             // in words
 	Shredded bool   `json:"shredded"`            // the file was overwritten and removed
+	// Left is what the file has besides, in words; with it, it is shredded only
+	// if a person has said so.
+	Left []string `json:"left,omitempty"`
 }
 
 func (in *intakeRun) run(ctx context.Context) error {
@@ -269,9 +274,16 @@ func (in *intakeRun) bring(ctx context.Context, fields map[string]secret.Secret)
 }
 
 // taken has the daemon take the version at once, and says what became of it.
-// What went wrong is no failure: it is stored.
+// What went wrong is no failure: it is stored, and an interruption keeps that
+// from no record.
 func (in *intakeRun) taken(ctx context.Context, done *intakeResult) string {
-	o, err := in.admin.Rotate(ctx, in.client, client.Rotation{Accept: done.Unprovable})
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	r := client.Rotation{Accept: done.Unprovable}
+	if done.StoredBy == "operator" {
+		r.Stored, r.Fields = done.Version, done.Changed
+	}
+	o, err := in.admin.Rotate(ctx, in.client, r)
 	if err != nil {
 		return "the daemon does not serve it yet: " + explain(err)
 	}

@@ -116,7 +116,7 @@ func (in *intakeRun) questions(found intake.Found) (list []question) {
 
 // decide gives the fields that are to be taken, as copies.
 func (in *intakeRun) decide(ctx context.Context, found intake.Found, choices map[string]int) (map[string]secret.Secret, error) {
-	taken := map[string]secret.Secret{}
+	taken, settled := map[string]secret.Secret{}, map[string]bool{}
 	for field, v := range found.Fields {
 		if in.wanted(field) {
 			taken[field] = v
@@ -145,6 +145,7 @@ func (in *intakeRun) decide(ctx context.Context, found intake.Found, choices map
 		if n > 0 {
 			taken[q.field] = q.candidates[n-1].Value
 		}
+		settled[q.field] = n > 0
 	}
 	if open.Len() > 0 {
 		return nil, failure{exitData, fmt.Errorf("nothing was stored: say which it is, with --choose FIELD=NUMBER (0: none)%s", strings.TrimRight(open.String(), "\n"))}
@@ -152,7 +153,27 @@ func (in *intakeRun) decide(ctx context.Context, found intake.Found, choices map
 	for field := range choices {
 		return nil, usageError{fmt.Errorf("--choose %s answers no question: that field is not in doubt", field)}
 	}
+	in.left = in.remainder(found, taken, settled)
 	return copied(taken)
+}
+
+// remainder says what the file has that is not taken. A doubt that was answered
+// with a candidate leaves nothing: the others are not that field.
+func (in *intakeRun) remainder(found intake.Found, taken map[string]secret.Secret, settled map[string]bool) (left []string) {
+	for _, field := range slices.Sorted(maps.Keys(found.Fields)) {
+		if !in.wanted(field) {
+			left = append(left, field+" (left out by --field)")
+		}
+	}
+	for _, d := range found.Doubts {
+		isLeft := func(c intake.Candidate) bool {
+			return !slices.ContainsFunc(slices.Collect(maps.Values(taken)), c.Value.Equal)
+		}
+		if what := orElse(d.Field, "a credential"); !settled[d.Field] && slices.ContainsFunc(d.Candidates, isLeft) {
+			left = append(left, "what may be "+what)
+		}
+	}
+	return append(left, found.Left...)
 }
 
 // copied clones the values, and refuses one value under two names.
@@ -247,6 +268,7 @@ func (in *intakeRun) finish(ctx context.Context, done *intakeResult) error {
 		fmt.Fprintf(in.say, "Stored as version %s of %s (%s), %s.\n", done.Version, done.Secret, strings.Join(done.Changed, ", "), how)
 	}
 	fmt.Fprintln(in.say, strings.ToUpper(done.Outcome[:1])+done.Outcome[1:]+".")
+	done.Left = in.left
 	shredded := in.shredFile(ctx)
 	done.Shredded = in.read != nil && shredded == nil && in.shred
 	fmt.Fprintln(in.say, "What remains for you:")
@@ -255,6 +277,9 @@ func (in *intakeRun) finish(ctx context.Context, done *intakeResult) error {
 	}
 	fmt.Fprintln(in.say, "  - delete the mail and the SMS, also from the bin; have others who got a copy do so")
 	if in.read != nil && !done.Shredded {
+		if len(in.left) > 0 {
+			fmt.Fprintf(in.say, "  - see to what else is in %s: %s\n", in.file, strings.Join(in.left, "; "))
+		}
 		fmt.Fprintf(in.say, "  - remove %s\n", in.file)
 	}
 	if in.asJSON {
@@ -278,15 +303,25 @@ func (in *intakeRun) shredFile(ctx context.Context) error {
 	if in.read == nil {
 		return nil
 	}
-	if !in.shred {
-		if offer := mayShred(in.read) == nil; !offer || in.person == nil || in.yes {
-			return nil
-		}
+	question := "Shred " + in.file + "? "
+	if len(in.left) > 0 {
+		question = in.file + " still has what was not taken: " + strings.Join(in.left, "; ") + ".\nShred it all the same? "
+	}
+	nobody := in.person == nil || in.yes
+	switch {
+	case in.shred && len(in.left) == 0:
+	case in.shred && nobody:
+		in.shred = false
+		fmt.Fprintf(in.say, "%s is not shredded: it still has what was not taken: %s.\n", in.file, strings.Join(in.left, "; "))
+		return nil
+	case nobody || !in.shred && mayShred(in.read) != nil:
+		return nil
+	default:
 		// Who does not answer does not want it.
-		if answer, _ := in.answer(ctx, "Shred "+in.file+"? Its blocks are overwritten; "+shredLimits+". [y/N] "); !yes(answer) {
+		answer, _ := in.answer(ctx, question+"Its blocks are overwritten; "+shredLimits+". [y/N] ")
+		if in.shred = yes(answer); !in.shred {
 			return nil
 		}
-		in.shred = true
 	}
 	if err := shred(in.file, in.read); err != nil {
 		return err

@@ -29,7 +29,7 @@ func loginCommand(s *sockets) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return outcome(cmd, func(context.Context) (*client.Outcome, error) { return done, nil })
+			return outcome(cmd, false, func(context.Context) (*client.Outcome, error) { return done, nil })
 		}}
 	c.Flags().BoolVar(&l.paste, "paste", false, "paste the address or code that the browser shows, instead of awaiting it")
 	return c

@@ -89,7 +89,7 @@ func judge(st *client.Status) (code int, problems []string) {
 		case strings.HasPrefix(c.APIKey, "rejected"):
 			say(1, "%s: the API key was %s", c.Client, c.APIKey)
 		case c.Candidate != "":
-			say(1, "%s: version %s of the secret waits", c.Client, c.Candidate)
+			say(1, "%s: %s", c.Client, waiting(&c))
 		case c.Source.State == "failing" || c.Issuer.State == "failing":
 			say(1, "%s: serves from memory for %d s", c.Client, c.Runway)
 		case c.Login != nil && c.Login.State != "ok":
@@ -175,7 +175,7 @@ func remarks(c *client.StatusClient) []string {
 		reason = "" // it is said below
 	}
 	var list []string
-	for _, line := range []struct{ what, text string }{{"", reason}, {"", degraded(c)}, {"no copy for a start in an outage: ", c.KeepError}, {"", loginText(c)}, {"a new version waits: ", c.Candidate}, {"", pendingKey(c)},
+	for _, line := range []struct{ what, text string }{{"", reason}, {"", degraded(c)}, {"no copy for a start in an outage: ", c.KeepError}, {"", loginText(c)}, {"", waiting(c)}, {"", pinned(c)}, {"", pendingKey(c)},
 		{"API key: ", c.APIKey}, {"secrets manager: ", c.Source.Reason}} {
 		if line.text != "" {
 			list = append(list, line.what+line.text)
@@ -193,6 +193,20 @@ func remarks(c *client.StatusClient) []string {
 		list = append(list, text)
 	}
 	return list
+}
+
+func waiting(c *client.StatusClient) string {
+	if c.Candidate == "" {
+		return ""
+	}
+	return fmt.Sprintf("version %s waits: %s", c.Candidate, orElse(c.Waiting, "it has not been tried yet"))
+}
+
+func pinned(c *client.StatusClient) string {
+	if c.Pinned == "" {
+		return ""
+	}
+	return fmt.Sprintf("version %s is pinned: broker rotate --latest %s lets go", c.Pinned, c.Client)
 }
 
 func pendingKey(c *client.StatusClient) string {

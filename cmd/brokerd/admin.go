@@ -172,6 +172,7 @@ func (s *server) retry(_ context.Context, name string) (client.Outcome, error) {
 }
 
 func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (client.Outcome, error) {
+	s.noteStored(name, r)
 	st, err := s.broker.Rotate(ctx, name, broker.Rotation{Accept: r.Accept, Version: providers.Version(r.Version), Latest: r.Latest})
 	if err != nil {
 		return client.Outcome{}, err
@@ -192,6 +193,18 @@ func (s *server) rotate(ctx context.Context, name string, r client.Rotation) (cl
 		o.Reason += "; it has not been used at the issuer yet"
 	}
 	return o, nil
+}
+
+// noteStored records what an administrator has stored with a login of their
+// own, beside what the daemon stores itself: the act says who it was.
+func (s *server) noteStored(name string, r client.Rotation) {
+	s.mu.Lock()
+	_, known := s.current.config.Clients[name]
+	s.mu.Unlock()
+	if known && r.Stored != "" {
+		s.audit.Note(audit.Event{Type: audit.AdminAct, Code: "intake.stored", Client: name, Version: r.Stored,
+			Detail: map[string]string{"by": "operator", "fields": strings.Join(r.Fields, " ")}})
+	}
 }
 
 func (s *server) intake(ctx context.Context, name string, in broker.Intake) (client.Intake, error) {
@@ -289,7 +302,7 @@ func state(err error, good time.Time) string {
 func (s *server) clientStatus(c broker.ClientStatus, cfg configs.Client) client.StatusClient {
 	k := c.Credential
 	out := client.StatusClient{Client: c.Name, Owner: c.Owner.Contact, Purpose: c.Owner.Purpose, Preset: cfg.Preset, Ready: c.Problem == nil, Runway: c.Runway,
-		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), PendingKey: c.PendingKey, MaxAge: int64(c.MaxAge / time.Second),
+		Provider: c.ProviderName, Version: string(k.Version), Installed: k.Installed, Pinned: string(k.Pinned), Candidate: string(k.Candidate), Waiting: k.Waiting, PendingKey: c.PendingKey, MaxAge: int64(c.MaxAge / time.Second),
 		Issuer: client.IssuerStatus{State: "unknown"}, Source: client.SourceStatus{State: state(k.Provider.Err, k.Checked)}, Tokens: []client.TokenStatus{}}
 	if c.Problem != nil {
 		out.Code, out.Reason = c.Problem.Code, c.Problem.Detail

@@ -24,6 +24,8 @@ import (
 // Rules of this file:
 //   - the audit log is the queue: what is kept is a place in it, which moves on
 //     when an alarm has been dealt with, so that each is at least once;
+//   - of many alike some are passed over, and the newest of them is run when the
+//     quiet time ends: an alarm that nobody was told of is not forgotten;
 //   - one run at a time, in the order of the log;
 //   - the command gets what is in the audit log, and nothing else of the daemon;
 //     what it prints is nobody's: it may hold anything.
@@ -60,9 +62,11 @@ type alarmPlace struct {
 type recentAlarm struct {
 	Type     audit.Type `json:"type"`
 	Client   string     `json:"client,omitempty"`
+	Version  string     `json:"version,omitempty"`
 	Code     string     `json:"code,omitempty"`
-	Time     time.Time  `json:"time"`               // of the one that was run
+	Time     time.Time  `json:"time"`               // from which it is quiet
 	Repeated int        `json:"repeated,omitempty"` // since, without a run
+	Newest   uint64     `json:"newest,omitempty"`   // number of the last that was passed over
 }
 
 // alarmMessage is what the command reads: one line.
@@ -147,8 +151,15 @@ func (h *alarmHook) round(ctx context.Context) error {
 		if err := h.start(); err != nil {
 			return err
 		}
+		now := time.Now() // what is recorded before is read before
 		e, err := h.reader.Next()
 		if errors.Is(err, io.EOF) {
+			if r := h.overdue(now); r != nil {
+				if err := h.catchUp(ctx, r, now); err != nil {
+					return err
+				}
+				continue
+			}
 			// A damaged line may claim any number.
 			seq := min(h.reader.Seq(), h.newest().Seq)
 			if seq <= h.place.Seq || time.Since(h.saved) < alarmSave {
@@ -226,16 +237,39 @@ func (h *alarmHook) save() error {
 }
 
 // deal runs the command for e, unless it has run for its like a moment ago,
-// and moves on. When ctx ends first, or the command is taken out of the
-// configuration, it does not.
+// and moves on.
 func (h *alarmHook) deal(ctx context.Context, e audit.Entry) error {
 	r := h.recent(e)
-	if since := e.Time.Sub(r.Time); since >= 0 && since < alarmQuiet {
+	if r.quiet(e.Time) {
 		r.Repeated++
-		h.place.Seq = e.Seq
+		r.Newest, h.place.Seq = e.Seq, e.Seq
 		return nil
 	}
-	line, err := message(e, r.Repeated)
+	return h.runFor(ctx, e, r, r.Repeated, e.Time)
+}
+
+// catchUp runs the command for the newest alarm of a kind that was passed over.
+func (h *alarmHook) catchUp(ctx context.Context, r *recentAlarm, now time.Time) error {
+	reader, err := audit.AlarmsAfter(h.dir, r.Newest-1)
+	if err != nil {
+		return err
+	}
+	defer reader.Close()
+	switch e, err := reader.Next(); {
+	case err == nil && e.Seq == r.Newest:
+		return h.runFor(ctx, e, r, r.Repeated-1, now)
+	case err != nil && !errors.Is(err, io.EOF):
+		return err
+	}
+	r.Newest = 0 // the log does not have it any more
+	return h.save()
+}
+
+// runFor runs the command for e, the newest of its kind, which is quiet from
+// then on, and moves on. When ctx ends first, or the command is taken out of
+// the configuration, it does not.
+func (h *alarmHook) runFor(ctx context.Context, e audit.Entry, r *recentAlarm, repeated int, from time.Time) error {
+	line, err := message(e, repeated)
 	if err != nil {
 		return err
 	}
@@ -245,23 +279,43 @@ func (h *alarmHook) deal(ctx context.Context, e audit.Entry) error {
 	case told:
 		r.Repeated = 0
 	default:
-		r.Repeated++ // nobody knows of it
+		r.Repeated = repeated + 1 // nobody knows of it
 	}
-	r.Time, h.place.Seq = e.Time, e.Seq
+	r.Time, r.Newest, h.place.Seq = from, 0, max(h.place.Seq, e.Seq)
 	return h.save()
+}
+
+// quiet says whether an alarm of this kind is passed over at t.
+func (r *recentAlarm) quiet(t time.Time) bool {
+	since := t.Sub(r.Time)
+	return since >= 0 && since < alarmQuiet
+}
+
+// overdue is a kind whose quiet time has ended, and whose newest alarm was
+// passed over; nil: there is none.
+func (h *alarmHook) overdue(now time.Time) *recentAlarm {
+	for i := range h.place.Recent {
+		if r := &h.place.Recent[i]; r.Newest != 0 && !r.quiet(now) {
+			return r
+		}
+	}
+	return nil
 }
 
 // recent is what is known of e's like; of those of long ago, all but their
 // counts are forgotten.
 func (h *alarmHook) recent(e audit.Entry) *recentAlarm {
 	list := slices.DeleteFunc(h.place.Recent, func(r recentAlarm) bool { return r.Repeated == 0 && e.Time.Sub(r.Time) >= alarmQuiet })
-	same := func(r recentAlarm) bool { return r.Type == e.Type && r.Client == e.Client && r.Code == e.Code }
+	same := func(r recentAlarm) bool {
+		return r.Type == e.Type && r.Client == e.Client && r.Version == e.Version && r.Code == e.Code
+	}
 	i := slices.IndexFunc(list, same)
 	if i < 0 {
 		if len(list) >= keptAlarms {
-			list = slices.Delete(list, 0, 1)
+			told := slices.IndexFunc(list, func(r recentAlarm) bool { return r.Newest == 0 })
+			list = slices.Delete(list, max(told, 0), max(told, 0)+1)
 		}
-		i, list = len(list), append(list, recentAlarm{Type: e.Type, Client: e.Client, Code: e.Code})
+		i, list = len(list), append(list, recentAlarm{Type: e.Type, Client: e.Client, Version: e.Version, Code: e.Code})
 	}
 	h.place.Recent = list
 	return &list[i]

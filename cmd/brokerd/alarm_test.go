@@ -188,14 +188,14 @@ func TestAlarmStorm(t *testing.T) {
 		pass(5 * time.Minute)
 		w.expect()
 		pass(2 * time.Minute)
+		w.expect("a100 99")
 		w.alarm("a", "x", "a101")
-		pass(2 * time.Second)
-		w.expect("a101 100")
-		w.alarm("a", "x", "a102")
 		pass(alarmQuiet)
-		w.alarm("a", "x", "a103")
+		w.expect("a101 0")
+		pass(alarmQuiet)
+		w.alarm("a", "x", "a102")
 		pass(2 * time.Second)
-		w.expect("a103 1")
+		w.expect("a102 0")
 		stop()
 
 		h := w.hook()
@@ -209,6 +209,83 @@ func TestAlarmStorm(t *testing.T) {
 		if n := len(h.place.Recent); n != 1 {
 			t.Errorf("%d kinds of alarms are kept for ever", n)
 		}
+	})
+}
+
+// TestAlarmPassedOver: the newest of those that were passed over is run when
+// the quiet time has ended, once, whatever happens meanwhile.
+func TestAlarmPassedOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newAlarmWorld(t)
+		stop := w.background(w.hook().Run)
+		pass(time.Second)
+		w.alarm("a", "x", "first")
+		pass(time.Minute)
+		w.expect("first 0")
+		w.alarm("a", "x", "second")
+		w.alarm("a", "x", "third")
+		event := audit.Event{Type: audit.TokenRefused, Client: "a", Version: "8", Code: "x", Detail: map[string]string{audit.AlarmKey: "other version"}}
+		if err := w.log.Record(t.Context(), event); err != nil {
+			t.Fatal(err)
+		}
+		pass(2 * time.Second)
+		w.expect("other version 0")
+		stop()
+		before := w.place() // as a crash would leave it: nothing of what follows
+
+		// It is down when the time ends, and there is more by then.
+		w.alarm("a", "x", "fourth")
+		pass(alarmQuiet)
+		stop = w.background(w.hook().Run)
+		pass(time.Second)
+		w.expect("fourth 2")
+		pass(alarmQuiet)
+		w.expect()
+		stop()
+
+		// After a crash it is told once more, not twice.
+		b, err := json.Marshal(before)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(w.dir, "alarm.json"), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop = w.background(w.hook().Run)
+		pass(alarmQuiet)
+		w.expect("fourth 2")
+
+		// What was given up is not tried for ever.
+		w.alarm("b", "x", "one")
+		pass(time.Minute)
+		w.expect("one 0")
+		w.alarm("b", "x", "two")
+		w.fail = alarmRetries + 1
+		pass(2 * alarmQuiet)
+		w.expect("two 0", "two 0", "two 0", "two 0", "two 0", "two 0")
+		pass(2 * alarmQuiet)
+		w.expect()
+		w.alarm("b", "x", "three")
+		pass(2 * time.Second)
+		w.expect("three 1")
+		stop()
+
+		// An alarm that the log has lost is no trouble.
+		h := w.hook()
+		h.place = alarmPlace{Format: alarmFormat, Log: w.log.Status().Log, Seq: w.log.Status().Seq,
+			Recent: []recentAlarm{{Type: "x", Repeated: 1, Newest: w.log.Status().Seq}}}
+		w.note()
+		h.place.Recent[0].Newest = w.log.Status().Seq // no alarm
+		if err := h.save(); err != nil {
+			t.Fatal(err)
+		}
+		stop = w.background(h.Run)
+		pass(time.Second)
+		stop()
+		if p := w.place(); w.out.String() != "" && strings.Contains(w.out.String(), "cannot be followed") || p.Recent[0].Newest != 0 {
+			t.Errorf("%+v\n%s", p, w.out.String())
+		}
+		w.expect()
 	})
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"credentialbroker/internal/secret"
 )
@@ -30,6 +31,7 @@ type Found struct {
 	Places map[string]string        // where each of Fields stands: "credentials.txt, line 5"; nothing secret
 	Doubts []Doubt                  // what a person has to decide, in the order of the fields
 	Notes  []string                 // sentences for a person; nothing secret
+	Left   []string                 // those of Notes that tell of a value that was not taken, or of an entry that was not read
 }
 
 // A Doubt is a question that only a person can answer.
@@ -136,7 +138,8 @@ type reader struct {
 	bare    []label         // labels without a value
 	full    bool            // finds are: there are more
 	notes   []string
-	refused *Error // the first document that cannot be read: the error if nothing else is found
+	left    []string // of notes
+	refused *Error   // the first document that cannot be read: the error if nothing else is found
 }
 
 func (in *reader) wipe() {
@@ -159,15 +162,20 @@ func (in *reader) read(data []byte, name string, depth int) error {
 }
 
 func (in *reader) note(format string, args ...any) {
-	n := fmt.Sprintf(format, args...)
-	for _, have := range in.notes {
-		if have == n {
-			return
-		}
+	in.notes = noted(in.notes, fmt.Sprintf(format, args...))
+}
+
+// leave notes what is in the file, and is neither taken nor asked about.
+func (in *reader) leave(format string, args ...any) {
+	in.note(format, args...)
+	in.left = noted(in.left, fmt.Sprintf(format, args...))
+}
+
+func noted(list []string, n string) []string {
+	if len(list) >= maxNotes || slices.Contains(list, n) {
+		return list
 	}
-	if len(in.notes) < maxNotes {
-		in.notes = append(in.notes, n)
-	}
+	return append(list, n)
 }
 
 // refuse remembers that a document could not be read. Others may still hold
@@ -176,7 +184,7 @@ func (in *reader) refuse(err *Error) {
 	if in.refused == nil {
 		in.refused = err
 	}
-	in.note("%s", err.Error())
+	in.leave("%s", err.Error())
 }
 
 // title names a document or archive in a sentence.

@@ -26,7 +26,7 @@ func (in *reader) result() (Found, error) {
 		f.Wipe()
 		return Found{}, err
 	}
-	f.Notes = in.notes
+	f.Notes, f.Left = in.notes, in.left
 	for _, d := range f.Doubts {
 		if len(d.Candidates) > 0 {
 			return f, nil
@@ -112,7 +112,7 @@ func (in *reader) worthwhile(field string) []find {
 		return rest
 	}
 	for _, x := range rest {
-		in.note("The value after “%s” (%s) was left out: others have a clearer label.", x.label.text, x.label.place)
+		in.leave("The value after “%s” (%s) was left out: others have a clearer label.", x.label.text, x.label.place)
 	}
 	return good
 }

@@ -1,6 +1,8 @@
 package intake
 
 import (
+	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -178,6 +180,34 @@ func TestLooseValuesAreFew(t *testing.T) {
 	if err != nil || len(f.Doubts) != 1 || len(f.Doubts[0].Candidates) != maxLoose {
 		t.Errorf("%v, %v", f.Doubts, err)
 	}
+}
+
+// TestLeft: what is in a file and not taken is told apart from other notes.
+func TestLeft(t *testing.T) {
+	const pair = "client id: kMadeUpByATest0000001\nclient secret: sMadeUpByATest0000000000\n"
+	for text, want := range map[string]string{
+		pair: "",
+		pair + "api secret: an-api-secret-0000000":          "An API secret stands in",
+		pair + "old client secret: sOldByATest000000000000": "was left out",
+	} {
+		f, err := Read(strings.NewReader(text), int64(len(text)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := strings.Join(f.Left, "\n"); (left == "") != (want == "") || !strings.Contains(left, want) || !strings.Contains(strings.Join(f.Notes, "\n"), left) {
+			t.Errorf("%q leaves %q, and has the notes %q", text, left, f.Notes)
+		}
+		f.Wipe()
+	}
+	archive, err := os.ReadFile("testdata/picture-and-text.zip")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Read(bytes.NewReader(archive), int64(len(archive)), nil)
+	if err != nil || len(f.Left) != 2 {
+		t.Errorf("%q, %v: the picture and the PDF are not read", f.Left, err)
+	}
+	f.Wipe()
 }
 
 func TestNotesAreFew(t *testing.T) {

@@ -33,7 +33,7 @@ type find struct {
 // add collects a value with its label. It copies what it keeps.
 func (in *reader) add(l label, raw []byte, f form) {
 	if l.field == apiSecret {
-		in.note("An API secret stands in %s. It is not taken: no document says to send it.", l.place)
+		in.leave("An API secret stands in %s. It is not taken: no document says to send it.", l.place)
 		in.wait(l)
 		return
 	}
