@@ -166,7 +166,7 @@ func (w *worker) content(ctx context.Context, at spot, r io.Reader) error {
 	head := make([]byte, 6)
 	n, err := readFull(r, head)
 	head = head[:n]
-	var rest io.Reader = io.MultiReader(bytes.NewReader(head), r)
+	rest := io.MultiReader(bytes.NewReader(head), r)
 	if err != nil {
 		rest = io.MultiReader(bytes.NewReader(head), failing{err})
 	}

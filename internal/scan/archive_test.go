@@ -20,7 +20,7 @@ func zipOf(t testing.TB, files ...file) []byte {
 	var b bytes.Buffer
 	z := zip.NewWriter(&b)
 	for i, f := range files {
-		m := uint16(zip.Deflate)
+		m := zip.Deflate
 		if i%2 == 1 {
 			m = zip.Store
 		}

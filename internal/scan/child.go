@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,20 +80,16 @@ func (w *worker) git(ctx context.Context, dir, shown string) error {
 // the contents, a line end.
 func (w *worker) objects(ctx context.Context, at spot, r *bufio.Reader) error {
 	for {
-		line, err := r.ReadString('\n')
-		if err != nil {
-			return nil // its end; how it ended, the exit status says
+		line, ok := readLine(r)
+		if !ok {
+			return nil // how it ended, the exit status says
 		}
 		f := strings.Fields(line)
 		if len(f) != 3 {
 			w.s.unread(at, "git shows an object that is missing or damaged")
 			continue
 		}
-		size, err := strconv.ParseInt(f[2], 10, 64)
-		if err != nil {
-			w.s.unread(at, "git's output is not understood")
-			return nil
-		}
+		size, _ := strconv.ParseInt(f[2], 10, 64)
 		at.object = f[0]
 		at.inside = nil
 		left := max(freeUnpacked, maxRatio*size)
@@ -101,11 +98,20 @@ func (w *worker) objects(ctx context.Context, at spot, r *bufio.Reader) error {
 		if err := w.content(ctx, at, &counted{r: body, n: &w.s.inside}); err != nil {
 			return err
 		}
-		if _, err := io.Copy(io.Discard, body); err != nil {
-			return nil
-		}
+		_, _ = io.Copy(io.Discard, body)
 		_, _ = r.Discard(1)
 	}
+}
+
+// readLine reads a line; of one that is longer than r's buffer, the beginning.
+// ok is false at the end.
+func readLine(r *bufio.Reader) (line string, ok bool) {
+	b, err := r.ReadSlice('\n')
+	line = strings.TrimSuffix(string(b), "\n")
+	for errors.Is(err, bufio.ErrBufferFull) {
+		_, err = r.ReadSlice('\n')
+	}
+	return line, err == nil
 }
 
 // objects returns those of a repository in which something was found.
@@ -125,17 +131,18 @@ func (s *Scanner) objects(path string) map[string]bool {
 // path the objects were committed first found.
 func (w *worker) treePaths(ctx context.Context, at spot, objects map[string]bool, r *bufio.Reader) error {
 	for {
-		line, err := r.ReadString('\n')
-		if err != nil {
+		line, ok := readLine(r)
+		if !ok {
 			return nil
 		}
-		object, name, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		object, name, _ := strings.Cut(line, " ")
 		if name == "" || !objects[object] {
 			continue
 		}
 		delete(objects, object)
 		at.object = object
-		if name, err = w.name(ctx, at, name); err != nil {
+		name, err := w.name(ctx, at, name)
+		if err != nil {
 			return err
 		}
 		w.s.mu.Lock()
@@ -175,79 +182,88 @@ func journal(ctx context.Context, w *worker) error {
 // or the name, a 64-bit little-endian length and the value; an empty line ends
 // an entry.
 func (w *worker) entries(ctx context.Context, at spot, r *bufio.Reader) error {
-	entry := entry{}
+	e := entry{}
 	for {
-		from := len(entry.text)
-		more, err := entry.field(r)
-		w.s.inside.Add(int64(len(entry.text) - from))
-		if more && err == nil && len(entry.text) < maxEntry {
+		from := len(e.text)
+		after := e.field(r)
+		w.s.inside.Add(int64(len(e.text) - from))
+		if after == inEntry && len(e.text) < maxEntry {
 			continue
 		}
-		if fatal := w.entry(ctx, at, &entry); fatal != nil {
-			return fatal
+		if err := w.entry(ctx, at, &e); err != nil {
+			return err
 		}
-		switch {
-		case errors.Is(err, errEntry):
-			w.s.unread(at, err.Error())
+		switch after {
+		case inEntry:
+			w.s.unread(e.where(at), "an entry of more than 4 MiB was scanned in pieces")
+			e.text = append(e.text[:0], e.text[len(e.text)-maxForm:]...)
+		case endOfEntry:
+			e = entry{text: e.text[:0]}
+		case notUnderstood:
+			w.s.unread(at, "the journal's output is not understood")
 			return nil
-		case err != nil:
-			return nil // its end
-		case more:
-			w.s.unread(entry.where(at), "an entry of more than 4 MiB was scanned in pieces")
-			entry.text = append(entry.text[:0], entry.text[len(entry.text)-min(maxForm, len(entry.text)):]...)
 		default:
-			entry.reset()
+			return nil // how it ended, the exit status says
 		}
 	}
 }
-
-var errEntry = errors.New("the journal's output is not understood")
 
 // entry is one entry of the journal.
 type entry struct {
 	text []byte
 	unit string
 	time time.Time
+	open bool // text ends within a line of a value
 }
 
-func (e *entry) reset() { *e = entry{text: e.text[:0]} }
+// after says where the reading of a field ended.
+type after int
+
+const (
+	inEntry after = iota
+	endOfEntry
+	endOfJournal
+	notUnderstood
+)
 
 func (e *entry) where(at spot) spot {
 	at.unit, at.time = e.unit, e.time
 	return at
 }
 
-// field appends the next field, or a piece of a long one; more is false at the
-// end of the entry.
-func (e *entry) field(r *bufio.Reader) (more bool, err error) {
+// field appends the next field, or a piece of a long one.
+func (e *entry) field(r *bufio.Reader) after {
 	from := len(e.text)
-	for {
-		piece, err := r.ReadSlice('\n')
-		e.text = append(e.text, piece...)
-		if errors.Is(err, bufio.ErrBufferFull) {
-			if len(e.text) >= maxEntry {
-				return true, nil
-			}
-			continue
+	piece, err := r.ReadSlice('\n')
+	for e.text = append(e.text, piece...); err != nil; e.text = append(e.text, piece...) {
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return endOfJournal
 		}
-		if err != nil {
-			return false, err
+		if len(e.text) >= maxEntry {
+			e.open = true
+			return inEntry
 		}
-		break
+		piece, err = r.ReadSlice('\n')
 	}
 	line := e.text[from : len(e.text)-1]
+	if e.open {
+		e.open = false
+		return inEntry
+	}
 	if len(line) == 0 {
-		return false, nil
+		return endOfEntry
 	}
 	name, value, text := bytes.Cut(line, []byte("="))
 	if !text {
-		return true, e.binary(r)
+		return e.binary(r)
 	}
 	switch string(name) {
 	case "_SYSTEMD_UNIT":
-		e.unit = string(value)
-	case "_SYSTEMD_USER_UNIT":
 		if e.unit == "" {
+			e.unit = string(value)
+		}
+	case "_SYSTEMD_USER_UNIT":
+		if e.unit == "" || strings.HasPrefix(e.unit, "user@") {
 			e.unit = string(value)
 		}
 	case "__REALTIME_TIMESTAMP":
@@ -255,27 +271,31 @@ func (e *entry) field(r *bufio.Reader) (more bool, err error) {
 			e.time = time.UnixMicro(n).UTC()
 		}
 	}
-	return true, nil
+	return inEntry
 }
 
 // binary appends the value of a field whose name has been read.
-func (e *entry) binary(r *bufio.Reader) error {
+func (e *entry) binary(r *bufio.Reader) after {
 	var size [8]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return err
+		return endOfJournal
 	}
 	n := binary.LittleEndian.Uint64(size[:])
 	if n > 1<<40 {
-		return errEntry
+		return notUnderstood
 	}
-	kept := min(int64(n), maxEntry)
-	value := make([]byte, kept)
-	if _, err := io.ReadFull(r, value); err != nil {
-		return err
+	kept := min(int64(n), maxEntry) // the note of an entry in pieces stands for the rest
+	from := len(e.text)
+	e.text = slices.Grow(e.text, int(kept))[:from+int(kept)]
+	got, err := io.ReadFull(r, e.text[from:])
+	e.text = e.text[:from+got]
+	if err == nil {
+		_, err = io.CopyN(io.Discard, r, int64(n)-kept+1)
 	}
-	e.text = append(e.text, value...)
-	_, err := io.CopyN(io.Discard, r, int64(n)-kept+1)
-	return err
+	if err != nil {
+		return endOfJournal
+	}
+	return inEntry
 }
 
 // entry scans an entry.

@@ -122,7 +122,7 @@ func (w *walk) entry(r root, rel string, info os.FileInfo) error {
 		return nil
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && (info.IsDir() || st.Nlink > 1) {
-		id := inode{uint64(st.Dev), st.Ino}
+		id := inode{st.Dev, st.Ino}
 		if w.seen[id] {
 			return nil
 		}
@@ -190,7 +190,7 @@ func (w *walk) list(r root, rel string) ([]string, error) {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return nil, err
 	}
-	switch int64(st.Type) {
+	switch st.Type {
 	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.SECURITYFS_MAGIC,
 		unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.BPF_FS_MAGIC, unix.DEVPTS_SUPER_MAGIC, unix.EFIVARFS_MAGIC:
 		return nil, nil

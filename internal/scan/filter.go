@@ -22,10 +22,10 @@ import (
 const (
 	minWidth  = 8
 	maxWidth  = 32
-	maxStride = 8
+	maxStride = 16
 
 	quickBits   = 24 // of the quick hash
-	quickFactor = 32 // bits of a bitmap for each window: one place in 32 passes by chance
+	quickFactor = 64 // bits of a bitmap for each window: one place in 64 passes by chance
 	spare       = 24 // bits of an entry beyond log2 of their number: of these, one in 2^24
 )
 
@@ -33,7 +33,7 @@ const (
 // [Index.Filter], and has a JSON form.
 //
 // What its reader learns: how many windows there are, their widths, the
-// length of the longest form, and for each window about 30 bits that depend on
+// length of the longest form, and for each window about 33 bits that depend on
 // 15 or 16 bytes of a value together (on the whole of a shorter one). No
 // smaller piece can be tried alone: an offline guess needs the entropy of 15
 // bytes of that secret. For a random secret that is out of reach; a secret that
@@ -138,7 +138,7 @@ func (h *hasher) strong(b []byte) window {
 
 // view is what one scan sees of hashes.
 type view struct {
-	quick uint32 // odd
+	quick uint32 // odd, times 1<<(32-quickBits): a product's top bits are the place
 	table [2]uint64
 	mask  uint64
 }
@@ -146,7 +146,7 @@ type view struct {
 func newView(key []byte, width, entry int) view {
 	k := derive(key, "view", width)
 	return view{
-		quick: binary.LittleEndian.Uint32(k) | 1,
+		quick: (binary.LittleEndian.Uint32(k) | 1) << (32 - quickBits),
 		table: [2]uint64{binary.LittleEndian.Uint64(k[8:]), binary.LittleEndian.Uint64(k[16:])},
 		mask:  ^uint64(0) >> (64 - 8*entry),
 	}
@@ -154,7 +154,7 @@ func newView(key []byte, width, entry int) view {
 
 // bit is the place of a quick hash in a bitmap of 1<<n bits.
 func (v *view) bit(quick uint32, n int) uint32 {
-	return (quick * v.quick & (1<<quickBits - 1)) >> (quickBits - n)
+	return quick * v.quick >> (32 - n)
 }
 
 // entry is the place of a hash in the table.

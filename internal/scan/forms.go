@@ -27,7 +27,7 @@ const (
 )
 
 const (
-	coreSize = 24 // bytes of the value: enough for eight windows of every form
+	coreSize = 32 // bytes of the value: enough for sixteen windows of every form
 
 	// Widths of windows, so that each depends on about 16 bytes of the value.
 	plainWidth  = 16

@@ -8,9 +8,9 @@
 // (clear, base64 at any alignment, percent-encoded, hex, JSON-escaped); a
 // [Finding] says where and which, never the value or a piece of it.
 //
-// How a filter works: a form of a value is known by up to eight windows at
+// How a filter works: a form of a value is known by up to sixteen windows at
 // consecutive offsets of a short core in it. So a scanner that looks at every
-// eighth place of a text meets one of them, wherever the form stands.
+// sixteenth place of a text meets one of them, wherever the form stands.
 package scan
 
 import (

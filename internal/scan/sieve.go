@@ -46,11 +46,11 @@ func (s *sieve) find(b []byte, from, to int, hits []hit) []hit {
 	}
 	width, far := s.h.width, s.h.width-8
 	k0, k1 := s.h.quick[0], s.h.quick[1]
-	odd, shift, quick := s.v.quick, quickBits-s.size, s.quick
+	factor, shift, quick := s.v.quick, 32-s.size, s.quick
 	for p := from; p < to; p += s.stride {
 		w := b[p : p+width]
 		hi, lo := bits.Mul64(binary.LittleEndian.Uint64(w)^k0, binary.LittleEndian.Uint64(w[far:])^k1)
-		q := uint32((hi^lo)>>(64-quickBits)) * odd & (1<<quickBits - 1) >> shift
+		q := uint32((hi^lo)>>(64-quickBits)) * factor >> shift
 		if quick[q>>6]>>(q&63)&1 != 0 {
 			hits = s.pass(w, p, hits)
 		}
@@ -62,12 +62,12 @@ func (s *sieve) find(b []byte, from, to int, hits []hit) []hit {
 func (s *sieve) wide(b []byte, from, to int, hits []hit) []hit {
 	width := s.h.width
 	k0, k1, k2, k3 := s.h.quick[0], s.h.quick[1], s.h.quick[2], s.h.quick[3]
-	odd, shift, quick := s.v.quick, quickBits-s.size, s.quick
+	factor, shift, quick := s.v.quick, 32-s.size, s.quick
 	for p := from; p < to; p += s.stride {
 		w := b[p : p+width]
 		hi, lo := bits.Mul64(binary.LittleEndian.Uint64(w)^k0, binary.LittleEndian.Uint64(w[width-8:])^k1)
 		hi2, lo2 := bits.Mul64(binary.LittleEndian.Uint64(w[8:])^k2, binary.LittleEndian.Uint64(w[width-16:])^k3)
-		q := uint32((hi^lo^hi2^lo2)>>(64-quickBits)) * odd & (1<<quickBits - 1) >> shift
+		q := uint32((hi^lo^hi2^lo2)>>(64-quickBits)) * factor >> shift
 		if quick[q>>6]>>(q&63)&1 != 0 {
 			hits = s.pass(w, p, hits)
 		}

@@ -2,6 +2,7 @@ package scan
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -173,8 +174,11 @@ func (w *worker) look(ctx context.Context, b []byte, from, to int) ([]Match, err
 			}
 		}
 	}
-	slices.SortFunc(matches, func(a, b Match) int { return a.Start - b.Start })
-	return matches, nil
+	// Forms that resemble each other lead to one place by several windows.
+	slices.SortStableFunc(matches, func(a, b Match) int {
+		return cmp.Or(a.Start-b.Start, cmp.Compare(a.Client, b.Client), cmp.Compare(a.Field, b.Field), cmp.Compare(a.Version, b.Version))
+	})
+	return slices.CompactFunc(matches, func(a, b Match) bool { return a.Start == b.Start && a.inside() == b.inside() }), nil
 }
 
 // A memo lets a scanner recognise a value that was confirmed before: a log may
