@@ -36,13 +36,20 @@ func TestScanSpeed(t *testing.T) {
 			t.Fatalf("SCAN_BENCH_MIB is %q: it is a number of MiB", v)
 		}
 	}
-	values := brokerValues(50)
+	reference := referenceSearch(t)
+	t.Logf("%d MiB of logs, %d processors, %s", mib, runtime.NumCPU(), reference[0])
+	compareSearch(t, reference, mib, 32, 1, 8)
+	compareSearch(t, reference, mib, 20, 8) // a shorter value is looked for at more places
+}
+
+// compareSearch prints both for API keys of so many characters, in logs of so
+// many files.
+func compareSearch(t *testing.T, reference []string, mib, key int, files ...int) {
+	t.Helper()
+	values := brokerValues(50, key)
 	dir := t.TempDir()
 	patterns := filepath.Join(dir, "patterns")
-	n := writePatterns(t, patterns, values)
-	reference := referenceSearch(t)
-	name := filepath.Base(reference[0])
-	t.Logf("%d values, %d literal patterns, %d MiB of logs, %d processors, %s", len(values), n, mib, runtime.NumCPU(), name)
+	n, name := writePatterns(t, patterns, values), filepath.Base(reference[0])
 	// What both need before they read is not what they read with.
 	empty := filepath.Join(dir, "empty")
 	if err := os.MkdirAll(empty, 0o700); err != nil {
@@ -50,15 +57,16 @@ func TestScanSpeed(t *testing.T) {
 	}
 	_, theirStart := search(t, reference, patterns, empty)
 	_, ourStart := scanLogs(t, values, empty)
-	t.Logf("nothing to read: scan %v, %.2f CPU s; %s %v, %.2f CPU s", ourStart.wall.Round(time.Millisecond), ourStart.cpu.Seconds(), name, theirStart.wall.Round(time.Millisecond), theirStart.cpu.Seconds())
-	for _, files := range []int{1, 8} {
-		logs := filepath.Join(dir, fmt.Sprint(files))
+	t.Logf("%d values, the shortest of %d bytes; %d literal patterns; nothing to read: scan %v, %.2f CPU s; %s %v, %.2f CPU s", len(values), key, n,
+		ourStart.wall.Round(time.Millisecond), ourStart.cpu.Seconds(), name, theirStart.wall.Round(time.Millisecond), theirStart.cpu.Seconds())
+	for _, files := range files {
+		logs := filepath.Join(dir, "logs")
 		planted := writeLogs(t, logs, files, mib, values)
-		for _, reading := range []string{"first", "second"} { // what matters is that both are there
+		for _, reading := range []string{"first", "second"} { // the page cache may make them differ
 			lines, theirs := search(t, reference, patterns, logs)
 			found, ours := scanLogs(t, values, logs)
 			if lines != planted || found != planted {
-				t.Errorf("%d planted, %d lines found by the reference, %d values by the scanner", planted, lines, found)
+				t.Errorf("%d planted, %d found by %s, %d by the scanner", planted, lines, name, found)
 			}
 			t.Logf("%d file(s), %s reading: scan %s; %s %s; scan is %.2f times as fast, %.2f by processor time, %.2f by that without the start", files, reading,
 				ours.show(mib), name, theirs.show(mib), theirs.wall.Seconds()/ours.wall.Seconds(), theirs.cpu.Seconds()/ours.cpu.Seconds(),
@@ -78,8 +86,8 @@ func (c cost) show(mib int) string {
 }
 
 // brokerValues is what a broker with so many clients knows: a secret, an API
-// key, and the live token with three recent ones.
-func brokerValues(clients int) (list []string) {
+// key of key characters, and the live token with three recent ones.
+func brokerValues(clients, key int) (list []string) {
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func(n int) []byte {
 		b := make([]byte, n)
@@ -89,7 +97,7 @@ func brokerValues(clients int) (list []string) {
 		return b
 	}
 	for range clients {
-		list = append(list, base64.RawURLEncoding.EncodeToString(random(30)), hex.EncodeToString(random(16)))
+		list = append(list, base64.RawURLEncoding.EncodeToString(random(30)), hex.EncodeToString(random(16))[:key])
 		for range 4 {
 			list = append(list, "eyJ0eXAiOiJqd3QiLCJhbGciOiJSUzI1NiJ9."+base64.RawURLEncoding.EncodeToString(random(300))+"."+base64.RawURLEncoding.EncodeToString(random(512)))
 		}

@@ -101,6 +101,7 @@ func TestArchivesThatAreNotReadWholly(t *testing.T) {
 		why   string
 	}{
 		"truncated gzip":  {packed[:len(packed)/2], 1, "unexpected EOF"},
+		"tiny":            {gz(t, []byte("abc"))[:24], 0, "unexpected EOF"},
 		"wrong checksum":  {wrong, 1, "gzip: invalid checksum"},
 		"corrupt gzip":    {append(packed[:len(packed)/2:len(packed)/2], noise(500)...), 1, ""},
 		"no gzip":         {append([]byte("\x1f\x8b\x08\xff"), client...), 1, "damaged"},

@@ -108,7 +108,8 @@ func TestGitRunsNothing(t *testing.T) {
 		git(t, dir, "config", key, "touch "+ran)
 	}
 	git(t, dir, "config", "remote.origin.promisor", "true")
-	git(t, dir, "config", "remote.origin.url", "ext::touch "+ran)
+	git(t, dir, "config", "remote.origin.url", dir)
+	git(t, dir, "config", "core.repositoryformatversion", "1")
 	git(t, dir, "config", "extensions.partialClone", "origin")
 	// A tree without its blob, which a partial clone would fetch.
 	o := git(t, dir, "rev-parse", "HEAD~0:f")
@@ -131,7 +132,7 @@ func TestGitRunsNothing(t *testing.T) {
 func TestBrokenRepository(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "HEAD", []byte("nonsense"))
-	write(t, dir, "objects/x", []byte("x"))
+	write(t, dir, "objects/x", []byte(client))
 	write(t, dir, "refs/x", []byte(client))
 	cfg := config(t, index(t, client), dir)
 	cfg.Git = true

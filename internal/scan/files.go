@@ -17,8 +17,8 @@ import (
 )
 
 // Rules of this file:
-//   - symbolic links below a root are not followed; os.Root keeps the walk
-//     inside even if somebody puts one in its way meanwhile;
+//   - symbolic links below a root are not followed; if somebody puts one in the
+//     way meanwhile, os.Root keeps what is opened inside the root;
 //   - only regular files are read, opened without blocking;
 //   - each directory, and each file with several names, is visited once.
 
@@ -181,7 +181,7 @@ func (w *walk) directory(r root, rel, shown string) error {
 // list returns the names in a directory, sorted; none in the file systems by
 // which the kernel shows itself. What could be read comes beside an error.
 func (w *walk) list(r root, rel string) ([]string, error) {
-	f, err := r.dir.OpenFile(rel, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := r.dir.OpenFile(rel, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +205,7 @@ func (w *worker) file(ctx context.Context, r *os.Root, rel, shown string) error 
 	at := spot{source: SourceFile, path: shown}
 	w.s.current.Store(&shown)
 	defer w.s.files.Add(1)
-	f, err := r.OpenFile(rel, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	f, err := r.OpenFile(rel, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		w.s.unread(at, reason(err))
 		return nil

@@ -72,7 +72,7 @@ func (w *worker) stream(ctx context.Context, at spot, r io.Reader) error {
 		n += got
 		to := n
 		if err == nil {
-			to = next + (n-after-next)/maxStride*maxStride
+			to = n - after
 		}
 		matches, fatal := w.look(ctx, w.buf[:n], next, to)
 		if fatal != nil {
