@@ -285,7 +285,7 @@ func TestNoFalseAlarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	var seed [32]byte
-	random := io.LimitReader(rand.NewChaCha8(seed), 100<<20)
+	random := io.LimitReader(rand.NewChaCha8(seed), 100<<20/lighter)
 	if err := s.worker().stream(t.Context(), spot{}, random); err != nil {
 		t.Fatal(err)
 	}
@@ -423,7 +423,7 @@ func TestStops(t *testing.T) {
 func TestSparseFile(t *testing.T) {
 	dir := t.TempDir()
 	p := write(t, dir, "f", nil)
-	const size = 2 << 30
+	const size = 2 << 30 / lighter
 	f, err := os.OpenFile(p, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
