@@ -37,15 +37,17 @@ type Index struct {
 
 	mu      sync.Mutex
 	values  map[id]*value
-	windows map[window][]place
-	hashers map[int]*hasher // by width
-	retired []retirement    // oldest first
+	windows map[window][]place // the first window of each form
+	hashers map[int]*hasher    // by width
+	retired [2][]retirement    // of secrets, and of what is brief; oldest first
 }
 
 // IndexConfig configures an Index.
 type IndexConfig struct {
 	Keep       time.Duration // how long a retired value is still looked for. Zero: 90 days
 	MaxRetired int           // how many retired values are kept; the oldest go first. Zero: 20000
+	KeepBrief  time.Duration // Keep of brief values. Zero: 7 days
+	MaxBrief   int           // MaxRetired of brief values. Zero: 5000
 }
 
 // A Needle is a value to look for. Version names it among the values of that
@@ -53,6 +55,7 @@ type IndexConfig struct {
 type Needle struct {
 	Client, Field, Version string
 	Value                  secret.Secret
+	Brief                  bool // one of many that end by themselves, as tokens do: they do not push out the others
 }
 
 type id struct{ client, field, version string }
@@ -60,6 +63,7 @@ type id struct{ client, field, version string }
 // value is what is known of one value.
 type value struct {
 	id
+	brief   bool
 	retired time.Time // zero: live
 	forms   []known
 }
@@ -81,11 +85,10 @@ type known struct {
 	sum           [sha256.Size]byte // HMAC of the whole
 }
 
-// place is where a window stands.
+// place is a form, and whose.
 type place struct {
-	value  *value
-	form   *known
-	offset int
+	value *value
+	form  *known
 }
 
 // NewIndex makes an empty Index with keys of its own.
@@ -95,6 +98,12 @@ func NewIndex(cfg IndexConfig) *Index {
 	}
 	if cfg.MaxRetired == 0 {
 		cfg.MaxRetired = 20000
+	}
+	if cfg.KeepBrief == 0 {
+		cfg.KeepBrief = 7 * 24 * time.Hour
+	}
+	if cfg.MaxBrief == 0 {
+		cfg.MaxBrief = 5000
 	}
 	return &Index{
 		cfg: cfg, hash: random(), confirm: random(),
@@ -121,7 +130,7 @@ func (x *Index) Add(n Needle) error {
 		v.retired = time.Time{}
 		return nil
 	}
-	v := &value{id: key}
+	v := &value{id: key, brief: n.Brief}
 	err := n.Value.Use(func(b []byte) error {
 		b = bytes.TrimSpace(b)
 		if len(b) < minValue || len(b) > maxValue {
@@ -139,9 +148,7 @@ func (x *Index) Add(n Needle) error {
 	x.values[key] = v
 	for i := range v.forms {
 		f := &v.forms[i]
-		for j, w := range f.windows {
-			x.windows[w] = append(x.windows[w], place{v, f, f.core + j})
-		}
+		x.windows[f.windows[0]] = append(x.windows[f.windows[0]], place{v, f})
 	}
 	return nil
 }
@@ -183,35 +190,47 @@ func (x *Index) Retire(client, field, version string) {
 	defer x.mu.Unlock()
 	if v := x.values[id{client, field, version}]; v != nil && v.retired.IsZero() {
 		v.retired = time.Now()
-		x.retired = append(x.retired, retirement{v, v.retired})
+		x.retired[queue(v)] = append(x.retired[queue(v)], retirement{v, v.retired})
 	}
 	x.expire()
 }
 
+func queue(v *value) int {
+	if v.brief {
+		return 1
+	}
+	return 0
+}
+
 // expire forgets what has been retired for too long.
 func (x *Index) expire() {
-	for len(x.retired) > 0 {
-		r := x.retired[0]
+	x.retired[0] = x.shorten(x.retired[0], x.cfg.Keep, x.cfg.MaxRetired)
+	x.retired[1] = x.shorten(x.retired[1], x.cfg.KeepBrief, x.cfg.MaxBrief)
+}
+
+func (x *Index) shorten(list []retirement, keep time.Duration, most int) []retirement {
+	for len(list) > 0 {
+		r := list[0]
 		valid := r.value.retired.Equal(r.at)
-		if valid && len(x.retired) <= x.cfg.MaxRetired && time.Since(r.at) < x.cfg.Keep {
-			return
+		if valid && len(list) <= most && time.Since(r.at) < keep {
+			break
 		}
-		x.retired[0] = retirement{}
-		x.retired = x.retired[1:]
+		list[0] = retirement{}
+		list = list[1:]
 		if valid {
 			x.forget(r.value)
 		}
 	}
+	return list
 }
 
 func (x *Index) forget(v *value) {
 	delete(x.values, v.id)
 	for i := range v.forms {
-		for _, w := range v.forms[i].windows {
-			rest := slices.DeleteFunc(x.windows[w], func(p place) bool { return p.value == v })
-			if x.windows[w] = rest; len(rest) == 0 {
-				delete(x.windows, w)
-			}
+		w := v.forms[i].windows[0]
+		rest := slices.DeleteFunc(x.windows[w], func(p place) bool { return p.value == v })
+		if x.windows[w] = rest; len(rest) == 0 {
+			delete(x.windows, w)
 		}
 	}
 }
@@ -300,19 +319,16 @@ func (x *Index) Confirm(c Candidate) []Match {
 	defer x.mu.Unlock()
 	x.expire()
 	best := map[*value]Match{}
-	for width, h := range x.hashers {
-		if c.At+width > len(c.Text) {
-			continue
-		}
-		for _, p := range x.windows[h.strong(c.Text[c.At:])] {
-			start := c.At - p.offset
-			end := start + p.form.length
-			if start < 0 || end > len(c.Text) || p.form.width != width || end-start <= best[p.value].End-best[p.value].Start {
-				continue
+	for _, h := range x.hashers {
+		for before := range maxStride { // the candidate's window is one of several of its form
+			at := c.At - before
+			if at < 0 || c.At+h.width > len(c.Text) {
+				break
 			}
-			if sum := x.sum(c.Text[start:end]); hmac.Equal(sum[:], p.form.sum[:]) {
-				v := p.value
-				best[v] = Match{v.client, v.field, v.version, p.form.name, !v.retired.IsZero(), start, end}
+			for _, p := range x.windows[h.strong(c.Text[at:])] {
+				if p.form.width == h.width && before < p.form.stride {
+					x.compare(c.Text, at-p.form.core, p, best)
+				}
 			}
 		}
 	}
@@ -324,6 +340,18 @@ func (x *Index) Confirm(c Candidate) []Match {
 		return slices.Compare([]string{a.Client, a.Field, a.Version}, []string{b.Client, b.Field, b.Version})
 	})
 	return list
+}
+
+// compare says in best if p's form stands at start, unless a longer one does.
+func (x *Index) compare(text []byte, start int, p place, best map[*value]Match) {
+	end := start + p.form.length
+	if start < 0 || end > len(text) || end-start <= best[p.value].End-best[p.value].Start {
+		return
+	}
+	if sum := x.sum(text[start:end]); hmac.Equal(sum[:], p.form.sum[:]) {
+		v := p.value
+		best[v] = Match{v.client, v.field, v.version, p.form.name, !v.retired.IsZero(), start, end}
+	}
 }
 
 // Len is the number of live and of retired values.

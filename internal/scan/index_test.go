@@ -25,7 +25,7 @@ func TestRetired(t *testing.T) {
 		x := NewIndex(IndexConfig{Keep: time.Hour})
 		add := func(version, v string) {
 			t.Helper()
-			if err := x.Add(Needle{"vdab", "access_token", version, secret.FromString(v)}); err != nil {
+			if err := x.Add(Needle{"vdab", "access_token", version, secret.FromString(v), false}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -75,7 +75,7 @@ func TestRetired(t *testing.T) {
 		}
 		x.Retire("vdab", "access_token", "2")
 		time.Sleep(time.Hour)
-		if _, retired := x.Len(); retired != 0 || len(x.windows) != 0 || len(x.retired) != 0 {
+		if _, retired := x.Len(); retired != 0 || len(x.windows) != 0 || len(x.retired[0]) != 0 {
 			t.Errorf("%d values, %d windows are left", retired, len(x.windows))
 		}
 	})
@@ -85,7 +85,7 @@ func TestRetiredAreBounded(t *testing.T) {
 	x := NewIndex(IndexConfig{MaxRetired: 3})
 	for i := range 10 {
 		v := fmt.Sprint(i)
-		if err := x.Add(Needle{"c", "f", v, secret.FromString(token(uint64(i)))}); err != nil {
+		if err := x.Add(Needle{"c", "f", v, secret.FromString(token(uint64(i))), false}); err != nil {
 			t.Fatal(err)
 		}
 		x.Retire("c", "f", v)
@@ -95,10 +95,31 @@ func TestRetiredAreBounded(t *testing.T) {
 	}
 }
 
+// Tokens come by the thousand: they do not push secrets out, and go sooner.
+func TestBriefOnesGoSooner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := NewIndex(IndexConfig{Keep: time.Hour, MaxRetired: 1, KeepBrief: time.Minute, MaxBrief: 3})
+		for i := range 6 {
+			n := Needle{"c", "f", fmt.Sprint(i), secret.FromString(token(uint64(i))), i > 0}
+			if err := x.Add(n); err != nil {
+				t.Fatal(err)
+			}
+			x.Retire("c", "f", n.Version)
+		}
+		if _, retired := x.Len(); retired != 4 || x.values[id{"c", "f", "2"}] != nil {
+			t.Errorf("%d are left", retired)
+		}
+		time.Sleep(time.Minute)
+		if _, retired := x.Len(); retired != 1 || x.values[id{"c", "f", "0"}] == nil {
+			t.Errorf("%d are left after their time", retired)
+		}
+	})
+}
+
 func TestOneValueOfTwoClients(t *testing.T) {
 	x := NewIndex(IndexConfig{})
 	for _, c := range []string{"b", "a"} {
-		if err := x.Add(Needle{c, "f", "1", secret.FromString(client)}); err != nil {
+		if err := x.Add(Needle{c, "f", "1", secret.FromString(client), false}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -125,7 +146,7 @@ func TestValuesThatCannotBeLookedFor(t *testing.T) {
 		"long":  {secret.FromString(strings.Repeat("x", maxValue+1)), ErrLength},
 		"wiped": {wiped, secret.ErrWiped},
 	} {
-		err := x.Add(Needle{"vdab", "client_secret", "3", c.value})
+		err := x.Add(Needle{"vdab", "client_secret", "3", c.value, false})
 		if !errors.Is(err, c.want) || strings.Contains(fmt.Sprint(err), "sev7n") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -136,7 +157,7 @@ func TestValuesThatCannotBeLookedFor(t *testing.T) {
 	if live, _ := x.Len(); live != 0 {
 		t.Error(live)
 	}
-	if err := x.Add(Needle{"c", "f", "1", secret.FromString(strings.Repeat("\x01", maxValue))}); err != nil {
+	if err := x.Add(Needle{"c", "f", "1", secret.FromString(strings.Repeat("\x01", maxValue)), false}); err != nil {
 		t.Error(err)
 	}
 	f := x.Filter()

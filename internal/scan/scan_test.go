@@ -44,7 +44,7 @@ func index(t testing.TB, values ...string) *Index {
 	t.Helper()
 	x := NewIndex(IndexConfig{})
 	for i, v := range values {
-		if err := x.Add(Needle{"vdab", "field", fmt.Sprint(i), secret.FromString(v)}); err != nil {
+		if err := x.Add(Needle{"vdab", "field", fmt.Sprint(i), secret.FromString(v), false}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -269,7 +269,7 @@ func TestEveryOffsetAcrossChunks(t *testing.T) {
 func TestNoFalseAlarm(t *testing.T) {
 	x := NewIndex(IndexConfig{})
 	for i := range 200 {
-		if err := x.Add(Needle{"c", "token", fmt.Sprint(i), secret.FromString(token(uint64(i)))}); err != nil {
+		if err := x.Add(Needle{"c", "token", fmt.Sprint(i), secret.FromString(token(uint64(i))), false}); err != nil {
 			t.Fatal(err)
 		}
 	}
