@@ -90,24 +90,29 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// The values of a client that is gone are retired; those of one that stays are
-// not, however it is configured.
+// The values of a client that is gone are retired, whether a scan has looked
+// for them before or not; those of one that stays are not, however it is
+// configured.
 func TestScanAfterReload(t *testing.T) {
-	inWorld(t, func(w *world) {
-		token := reveal(w.mustGet().Token.Access)
-		list := w.config()
-		list[0].Owner.Contact = "somebody else"
-		if err := w.b.Apply(list); err != nil {
-			t.Fatal(err)
-		}
-		w.wantFinds(theSecret+" "+token, "vdab access_token live", "vdab client_secret live")
-		if err := w.b.Apply(nil); err != nil {
-			t.Fatal(err)
-		}
-		w.b.Flush()
-		synctest.Wait()
-		w.wantFinds(theSecret+" "+token, "vdab access_token retired", "vdab client_secret retired")
-	})
+	for _, before := range []bool{false, true} {
+		inWorld(t, func(w *world) {
+			token := reveal(w.mustGet().Token.Access)
+			list := w.config()
+			list[0].Owner.Contact = "somebody else"
+			if err := w.b.Apply(list); err != nil {
+				t.Fatal(err)
+			}
+			if before {
+				w.wantFinds(theSecret+" "+token, "vdab access_token live", "vdab client_secret live")
+			}
+			if err := w.b.Apply(nil); err != nil {
+				t.Fatal(err)
+			}
+			w.b.Flush()
+			synctest.Wait()
+			w.wantFinds(theSecret+" "+token, "vdab access_token retired", "vdab client_secret retired")
+		})
+	}
 }
 
 // A value that nobody could tell from other text is not looked for, and that is
