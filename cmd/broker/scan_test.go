@@ -106,7 +106,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 		if len(sizes) == 1 && limited > 0 {
 			limited--
 			w.Header().Set("Content-Type", "application/problem+json")
-			w.WriteHeader(429)
+			w.WriteHeader(http.StatusTooManyRequests)
 			fmt.Fprint(w, `{"code":"rate_limited","status":429,"detail":"later","retry_after":1}`)
 			return
 		}
