@@ -2,7 +2,7 @@
 # make test      everything that needs nothing but Go
 # make test-real the integration suite against real servers, which it installs into .real
 # make check     format, vet, lint, floor plan, generated files
-# make bench     the consumer socket beside its references
+# make bench     the consumer socket and the scanner beside their references
 
 SHELL := /bin/bash
 GO ?= go
@@ -61,6 +61,8 @@ bench: build
 	integration/install.d/nginx.sh
 	$(GO) run ./bench
 	$(GO) test -count=1 -v -run TestCallBudget ./bench
+	integration/install.d/ripgrep.sh
+	SCAN_BENCH_MIB=1024 $(GO) test -count=1 -v -timeout 20m -run TestScanSpeed ./bench
 
 clean:
 	rm -rf dist .real .tools

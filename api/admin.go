@@ -14,6 +14,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/scan"
 )
 
 // Administration is the daemon behind the admin socket. Every field is needed.
@@ -67,6 +68,10 @@ type Administration struct {
 	AddEvidence func(ctx context.Context, c *access.Caller, id string, evidence json.RawMessage) (client.Incident, error)
 	// Whois follows the token of a fingerprint through the audit log.
 	Whois func(ctx context.Context, fingerprint string) (client.Whois, error)
+	// Scan gives the filter for a scan; ConfirmFind says what stands in its
+	// candidates, which it wipes.
+	Scan        func() (scan.Filter, []broker.Unscannable)
+	ConfirmFind func(c *access.Caller, list []scan.Candidate) [][]scan.Match
 
 	Metrics  http.Handler // in Prometheus's text format
 	AuditDir string       // of the log that the audit requests read
@@ -78,7 +83,7 @@ type Role string
 // The roles. Each of the others includes Observe.
 const (
 	Observe  Role = "observe"  // status, metrics, audit, public keys, the list of incidents, whois
-	Operate  Role = "operate"  // rotate, retry, reload, check, keys, intake, login, revoke
+	Operate  Role = "operate"  // rotate, retry, reload, check, keys, intake, login, revoke, scan
 	Incident Role = "incident" // declare and contain; what an incident's record holds
 )
 
@@ -155,6 +160,8 @@ func adminRoutes() []route {
 		{method: http.MethodGet, path: "/v1/audit/denied", role: Observe, serve: (*Server).auditDenied},
 		{method: http.MethodGet, path: "/v1/audit/verify", role: Observe, serve: (*Server).auditVerify},
 		{method: http.MethodGet, path: "/v1/audit/export", role: Observe, serve: (*Server).auditExport},
+		{method: http.MethodPost, path: "/v1/scan", role: Operate, serve: (*Server).scan},
+		{method: http.MethodPost, path: "/v1/scan/confirm", role: Operate, serve: (*Server).confirmScan},
 		{method: http.MethodGet, path: "/metrics", role: Observe, serve: (*Server).metrics},
 		{method: http.MethodGet, path: "/healthz", serve: (*Server).alive},
 	}

@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
+	"credentialbroker/internal/scan"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
@@ -56,17 +57,18 @@ type house struct {
 	http     *http.Client // on the consumer socket
 	stop     func() error // ends the server and waits
 
-	mu      sync.Mutex
-	roles   Roles
-	acts    []string
-	fail    error // of the next Act
-	want    any   // what the daemon was asked for last
-	code    secret.Secret
-	caller  *access.Caller           // by whom the daemon was asked, where it is told
-	given   secret.Secret            // the very value that code, or the last field, is a copy of
-	brought map[string]secret.Secret // fields of an intake
-	told    []map[string]string      // what Act was told besides
-	inner   Administration
+	mu         sync.Mutex
+	roles      Roles
+	acts       []string
+	fail       error // of the next Act
+	want       any   // what the daemon was asked for last
+	code       secret.Secret
+	caller     *access.Caller           // by whom the daemon was asked, where it is told
+	given      secret.Secret            // the very value that code, or the last field, is a copy of
+	brought    map[string]secret.Secret // fields of an intake
+	candidates []scan.Candidate         // the very ones that were asked about
+	told       []map[string]string      // what Act was told besides
+	inner      Administration
 }
 
 // lockedBuffer is a log that can be read while it is written.
@@ -267,6 +269,13 @@ func (h *house) administration() Administration {
 			defer h.mu.Unlock()
 			h.want = fingerprint
 			return client.Whois{Client: "vdab", Fingerprint: fingerprint}, nil
+		},
+		Scan: h.broker.Scan,
+		ConfirmFind: func(c *access.Caller, list []scan.Candidate) [][]scan.Match {
+			h.mu.Lock()
+			h.candidates = append(h.candidates, list...)
+			h.mu.Unlock()
+			return h.broker.ConfirmFind(c, list)
 		},
 		Metrics:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
 		AuditDir: filepath.Join(h.dir, "audit"),

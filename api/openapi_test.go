@@ -121,7 +121,8 @@ func TestDocumentHasTheWireStructs(t *testing.T) {
 		"Finding": client.Finding{}, "Status": client.Status{}, "StatusClient": client.StatusClient{}, "Denials": client.Denials{}, "Verdict": client.Verdict{},
 		"User": client.User{}, "NewKey": client.NewKey{}, "Key": client.Key{}, "Intake": client.Intake{}, "KeyRotation": client.KeyRotation{}, "RotatedKey": client.RotatedKey{}, "LoginStart": client.LoginStart{}, "Login": client.Login{},
 		"LoginFinish": client.LoginFinish{}, "Revocation": client.Revocation{}, "Declaration": client.Declaration{}, "Incidents": client.Incidents{},
-		"IncidentClose": client.IncidentClose{}, "Whois": client.Whois{}} {
+		"IncidentClose": client.IncidentClose{}, "Whois": client.Whois{},
+		"Scan": client.Scan{}, "ScanCandidates": client.ScanCandidates{}, "ScanMatches": client.ScanMatches{}} {
 		compare(t, d, name, d.Components.Schemas[name], reflect.TypeOf(v))
 	}
 }

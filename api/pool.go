@@ -74,8 +74,9 @@ type pool struct {
 
 // peer is one uid.
 type peer struct {
-	conns  map[*conn]struct{}
-	bucket bucket
+	conns   map[*conn]struct{}
+	bucket  bucket
+	scanned bucket // candidates of scans
 }
 
 // conn is a connection with its caller. net/http reads it.
@@ -240,7 +241,7 @@ func (p *peer) oldestIdle() *conn {
 func (p *pool) prune() {
 	now := p.now()
 	for uid, peer := range p.peers {
-		if len(peer.conns) == 0 && peer.bucket.full(now) {
+		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) {
 			delete(p.peers, uid)
 		}
 	}
@@ -376,12 +377,15 @@ type bucket struct{ fullAt atomic.Int64 }
 
 // take returns 0 if one more request fits now, else how long to wait. now is in
 // nanoseconds, on a clock that nobody can set.
-func (b *bucket) take(now int64, l *Limits) time.Duration {
+func (b *bucket) take(now int64, l *Limits) time.Duration { return b.takeMany(now, l, 1) }
+
+// takeMany is take for n requests, of which all fit or none.
+func (b *bucket) takeMany(now int64, l *Limits, n int64) time.Duration {
 	each := int64(time.Second) / int64(l.RequestsPerSecond)
 	size := each * int64(l.Burst)
 	for {
 		old := b.fullAt.Load()
-		next := max(old, now) + each
+		next := max(old, now) + n*each
 		if next-now > size {
 			return time.Duration(next - now - size)
 		}

@@ -54,6 +54,7 @@ type login struct {
 	pending bool              // sealed, and not in the manager
 	manager trouble
 	reason  string // why a person has to log in, if token is empty
+	shown   string // the version of the token that Deps.Known has; empty: none
 
 	status atomic.Pointer[LoginStatus]
 }
@@ -124,6 +125,7 @@ func (c *Credential) openLogin(ctx context.Context, l *login) error {
 	defer b.Wipe()
 	l.manager = trouble{}
 	l.take(b, *c.cfg.Refresh)
+	c.showLogin()
 	return nil
 }
 

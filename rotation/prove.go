@@ -168,9 +168,10 @@ func (c *Credential) replace(cand *candidate, proof *oidc.Token, copied brown) {
 	maps.DeleteFunc(c.probes, func(id versionID, _ probed) bool { return id != live.id })
 	// What was current is wiped when the last token minted with it is gone:
 	// its holders keep it alive, the collector ends it.
-	c.current.Store(live)
+	old := c.current.Swap(live)
 	c.brown = copied
 	c.mu.Unlock()
+	c.replaced(old, live)
 	if minted {
 		_ = c.recorded(c.ledger.serves(live.id))
 	}

@@ -82,6 +82,7 @@ func (c *Credential) keepLogin(ctx context.Context, fresh secret.Secret) {
 			break
 		}
 	}
+	c.showLogin()
 	sealed := l.seal()
 	_ = c.recorded(sealed)
 	if l.manager.until.Until(c.deps.Clock.Now()) <= 0 || sealed != nil {
@@ -193,6 +194,7 @@ func (c *Credential) reconcile(ctx context.Context, b providers.Bundle) {
 		return
 	}
 	l.take(b, *c.cfg.Refresh)
+	c.showLogin()
 	l.publish(l.reason)
 }
 
@@ -323,6 +325,7 @@ func (c *Credential) Logout(ctx context.Context, f func(context.Context, oidc.Ma
 	_ = c.loginRequired() // publishes it
 	c.login.token.Wipe()
 	c.login.token, c.login.reason = secret.Secret{}, "an administrator ended the login"
+	c.showLogin()
 	_ = c.pushLogin(ctx, c.login) // without it; if the manager is down, what is recorded holds
 	_ = durable.Remove(c.login.file)
 	return true, err

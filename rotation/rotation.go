@@ -50,6 +50,7 @@ import (
 
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/scan"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
@@ -154,6 +155,9 @@ type Deps struct {
 	// Uses counts reads of secrets and their uses at issuers, before and after
 	// each: whoever cleans memory up looks whether it has changed.
 	Uses *atomic.Uint64
+	// Known learns of refresh tokens, and of what is replaced before it is
+	// wiped. Nil: nobody scans.
+	Known *scan.Index
 }
 
 // A Live is an installed bundle. It does not change.

@@ -136,6 +136,7 @@ func command() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s),
 		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), keysCommand(s), intakeCommand(s), loginCommand(s), revokeCommand(s), auditCommand(s), leakCommand(s), whoisCommand(s),
+		scanCommand(s),
 		forward("serve", "Run the daemon", "  broker serve\n  broker serve --config ./broker.yaml"),
 		forward("presets", "List what is known of issuers, each value with its source", "  broker presets\n  broker presets show vdab-production"),
 		forward("demo", "Run a whole broker with an issuer to play with", "  broker demo\n  broker demo --once\n  broker demo --fault 503"),

@@ -71,6 +71,8 @@ const (
 	BundleKept      Type = "bundle.kept"      // the sealed copy of a bundle could not be written, or serves while the secrets manager is down
 	SecretAge       Type = "secret.age"       // a version is due for replacement, or overdue; once each
 
+	SecretFound Type = "secret.found" // a scan found a secret or token where it does not belong; Code is the field
+
 	ConfigLoaded  Type = "config.loaded"  // the daemon works by this configuration from now on
 	ConfigRefused Type = "config.refused" // a changed configuration had errors: the old one stays
 	ConfigWidened Type = "config.widened" // the new configuration allows more than the one before

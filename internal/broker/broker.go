@@ -23,6 +23,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/internal/scan"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -48,6 +49,7 @@ type Broker struct {
 	ledgers map[string]*rotation.Ledger // by client; Apply's
 	logins  logins                      // that are under way
 	uses    atomic.Uint64               // of secrets
+	sought  sought                      // by scans
 
 	started chan struct{}           // closed when Run has begun
 	running atomic.Pointer[running] // nil before Run and after it
@@ -121,6 +123,7 @@ func New(o Options) *Broker {
 	b.sched.wake = make(chan struct{}, 1)
 	b.denials.m = map[denial]*denied{}
 	b.ledgers = map[string]*rotation.Ledger{}
+	b.sought = sought{index: scan.NewIndex(scan.IndexConfig{}), alarm: map[finding]time.Time{}}
 	b.started = make(chan struct{})
 	b.clients.Store(&clientSet{})
 	return b
@@ -306,7 +309,7 @@ func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*ca
 		b.ledgers[cfg.Name] = l
 	}
 	deps := rotation.Deps{Provider: cfg.Provider, ProviderName: cfg.ProviderName, Audit: b.o.Audit, Clock: b.o.Clock,
-		Ledger: b.ledgers[cfg.Name], Uses: &b.uses, RefreshProvider: cfg.RefreshProvider, Keeper: cfg.Keeper}
+		Ledger: b.ledgers[cfg.Name], Uses: &b.uses, RefreshProvider: cfg.RefreshProvider, Keeper: cfg.Keeper, Known: b.sought.index}
 	if cfg.Probe != nil {
 		deps.Prober = &prober{probe: *cfg.Probe, headers: c.headers, clock: b.o.Clock, keyRejected: cfg.KeyRejected}
 	}
@@ -373,6 +376,7 @@ func (b *Broker) retire(c, next *cachedClient) {
 	if next != nil && next.state == c.state {
 		return
 	}
+	c.cred.Retire()
 	for _, e := range c.all() {
 		b.drop(e)
 	}

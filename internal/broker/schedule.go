@@ -7,6 +7,7 @@ import (
 
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/scan"
 )
 
 // schedule is when which entry is looked at next. Being early costs nothing:
@@ -187,11 +188,13 @@ func (b *Broker) Flush() {
 	list := b.retired.list
 	b.retired.list = nil
 	b.retired.Unlock()
+	var tokens []scan.Needle
 	for _, r := range list {
 		r.flush(b.o.Audit)
 		if r.token == nil {
 			continue
 		}
+		tokens = append(tokens, r.token.needle())
 		e := r.event
 		e.Type, e.Count = audit.TokenExpired, r.total()
 		if r.token.end.Until(now) > 0 {
@@ -199,5 +202,6 @@ func (b *Broker) Flush() {
 		}
 		b.o.Audit.Note(e)
 	}
+	b.remember(tokens)
 	b.denials.flush(b.o.Audit)
 }
