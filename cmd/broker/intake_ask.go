@@ -315,7 +315,7 @@ func (in *intakeRun) shredFile(ctx context.Context) error {
 		fmt.Fprintf(in.say, "%s is not shredded: it still has what was not taken: %s.\n", in.file, strings.Join(in.left, "; "))
 		return nil
 	case nobody || !in.shred && mayShred(in.read) != nil:
-		return nil
+		return nil //nolint:nilerr // then it is not offered
 	default:
 		// Who does not answer does not want it.
 		answer, _ := in.answer(ctx, question+"Its blocks are overwritten; "+shredLimits+". [y/N] ")
