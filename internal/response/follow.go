@@ -230,8 +230,12 @@ func (w *watcher) look(r *Responder) {
 			}
 			break
 		}
-		if e.Type == audit.TokenRefused {
+		switch e.Type { //nolint:exhaustive // the others are no suspicion of a leak
+		case audit.TokenRefused:
 			w.later = append(w.later, refusal{e.Client, e.Version, now.Add(refusalTime)})
+		case audit.SecretFound:
+			r.Suspect(e.Client, "scan", fmt.Sprintf("A scan of this host's files found the %s of the client where it does not belong (%s, %s). Whoever ran it knows where.",
+				strings.ReplaceAll(e.Code, "_", " "), e.Detail["state"], e.Detail["form"]))
 		}
 	}
 	w.later = slices.DeleteFunc(w.later, func(f refusal) bool {

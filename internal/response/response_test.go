@@ -356,6 +356,25 @@ func TestSuspicion(t *testing.T) {
 	})
 }
 
+// What a scan finds is a suspicion, too: one, however often it is found.
+func TestScanIsASuspicion(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		for range 3 {
+			d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "client_secret",
+				Detail: map[string]string{"form": "base64", "state": "live", audit.AlarmKey: "found"}})
+			time.Sleep(time.Minute)
+		}
+		list, err := d.r.Incidents(d.t.Context())
+		if err != nil || len(list) != 1 || list[0].State != "draft" || list[0].Clients[0] != "vdab" {
+			d.t.Fatalf("%+v, %v", list, err)
+		}
+		mails := d.relay.taken()
+		if len(mails) != 1 || !strings.Contains(mails[0], "To: <security@corp.example>") {
+			d.t.Errorf("%d mails", len(mails))
+		}
+	})
+}
+
 // Another host's part of an incident is contained here and mailed from there.
 func TestTwoHosts(t *testing.T) {
 	inDesk(t, func(d *desk) {
