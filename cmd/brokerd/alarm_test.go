@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -29,7 +30,8 @@ type alarmWorld struct {
 	out    output
 	counts alarmCounts
 
-	fail int // runs that fail from now on
+	mu   sync.Mutex // the hook may run while time passes elsewhere
+	fail int        // runs that fail from now on
 	runs []alarmMessage
 	at   []time.Time
 }
@@ -70,6 +72,8 @@ func (w *alarmWorld) hook() *alarmHook {
 			if err := json.Unmarshal(line, &m); err != nil || line[len(line)-1] != '\n' {
 				w.t.Errorf("%q: %v", line, err)
 			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			w.runs, w.at = append(w.runs, m), append(w.at, time.Now())
 			if w.fail > 0 {
 				w.fail--
@@ -90,6 +94,8 @@ func (w *alarmWorld) alarm(client, code, text string) {
 // expect takes the runs since the last time, as text and count of repetitions.
 func (w *alarmWorld) expect(want ...string) {
 	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	var got []string
 	for _, m := range w.runs {
 		got = append(got, fmt.Sprintf("%s %d", m.Alarm, m.Repeated))
@@ -98,6 +104,12 @@ func (w *alarmWorld) expect(want ...string) {
 		w.t.Errorf("runs %q, want %q\n%s", got, want, w.out.String())
 	}
 	w.runs, w.at = nil, nil
+}
+
+func (w *alarmWorld) failing(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fail = n
 }
 
 func pass(d time.Duration) {
@@ -137,14 +149,14 @@ func TestAlarmIsTriedAgain(t *testing.T) {
 		w := newAlarmWorld(t)
 		w.background(w.hook().Run)
 		pass(time.Second)
-		w.fail = 2
+		w.failing(2)
 		w.alarm("a", "", "a")
 		w.alarm("b", "", "b")
 		pass(time.Minute)
 		w.expect("a 0", "a 0", "a 0", "b 0")
 		w.counted(2, 2, 0)
 
-		w.fail = 6
+		w.failing(6)
 		w.alarm("c", "", "c")
 		w.alarm("d", "", "d")
 		pass(3 * time.Minute)
@@ -260,7 +272,7 @@ func TestAlarmPassedOver(t *testing.T) {
 		pass(time.Minute)
 		w.expect("one 0")
 		w.alarm("b", "x", "two")
-		w.fail = alarmRetries + 1
+		w.failing(alarmRetries + 1)
 		pass(2 * alarmQuiet)
 		w.expect("two 0", "two 0", "two 0", "two 0", "two 0", "two 0")
 		pass(2 * alarmQuiet)
