@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +39,9 @@ type site struct {
 	dir     string
 	program string
 	x       *exim
-	log     strings.Builder
+
+	saying sync.Mutex
+	log    strings.Builder // what the programs said
 }
 
 func newSite(t *testing.T) *site {
@@ -49,7 +52,7 @@ func newSite(t *testing.T) *site {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s := &site{t: t, dir: dir, program: filepath.Join(dir, "brokerd"), x: startExim(t)}
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", s.program, "./cmd/brokerd")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir+"/", "./cmd/brokerd", "./cmd/broker")
 	build.Dir = real.Root()
 	real.Must(t, build)
 	cert, ca, err := fake.TLS()
@@ -122,7 +125,13 @@ func (s *site) start() (kill func()) {
 	s.t.Helper()
 	_ = os.Remove(s.path("broker.sock"))
 	p := real.StartUnix(s.t, s.path("broker.sock"), s.command("serve", "--socket", s.path("broker.sock")))
-	return func() { s.kill(p.Cmd); <-p.Exited; s.log.WriteString(p.Output()) }
+	return func() { s.kill(p.Cmd); <-p.Exited; s.said(p.Output()) }
+}
+
+func (s *site) said(text string) {
+	s.saying.Lock()
+	defer s.saying.Unlock()
+	s.log.WriteString(text)
 }
 
 func (s *site) kill(cmd *exec.Cmd) { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -222,14 +222,20 @@ func (x *exim) mails(n int) []mail {
 		}
 		return nil
 	}
-	cmd := exec.CommandContext(x.t.Context(), "/usr/bin/python3", filepath.Join(real.Root(), "integration", "leak", "read.py"), filepath.Join(x.dir, "Maildir"))
-	out, err := cmd.Output()
-	var list []mail
-	if err != nil || json.Unmarshal(out, &list) != nil {
-		x.t.Fatalf("read.py: %v\n%s", err, out)
-	}
+	list := x.read()
 	if len(list) != n {
 		x.t.Fatalf("%d mails, want %d", len(list), n)
+	}
+	return list
+}
+
+// read gives what is in the Maildir now.
+func (x *exim) read() (list []mail) {
+	x.t.Helper()
+	cmd := exec.CommandContext(x.t.Context(), "/usr/bin/python3", filepath.Join(real.Root(), "integration", "leak", "read.py"), filepath.Join(x.dir, "Maildir"))
+	out, err := cmd.Output()
+	if err != nil || json.Unmarshal(out, &list) != nil {
+		x.t.Fatalf("read.py: %v\n%s", err, out)
 	}
 	return list
 }
