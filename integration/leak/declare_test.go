@@ -198,9 +198,13 @@ func TestDeclareKilled(t *testing.T) {
 		case !recorded:
 			how += ", it was"
 		}
-		if code != notAllowed || out != "" || !strings.Contains(errs, "quarantined") {
-			t.Errorf("kill %d: broker token: exit code %d: %s", n, code, errs)
+		contained := func() {
+			t.Helper()
+			if code != notAllowed || out != "" || !strings.Contains(errs, "quarantined") {
+				t.Errorf("kill %d, %s: broker token: exit code %d: %s", n, how, code, errs)
+			}
 		}
+		contained()
 		i := s.show(id)
 		if len(i.Quarantined) != 1 || i.State != "open" {
 			t.Errorf("kill %d: %+v", n, i)
@@ -208,6 +212,10 @@ func TestDeclareKilled(t *testing.T) {
 		twice, text := s.reported(i)
 		mailbox += text
 		t.Logf("killed after %s of %s: %s; %d mails twice", after.Round(time.Millisecond), took.Round(time.Millisecond), how, twice)
+		kill()
+		kill = s.start() // nothing is left to do now, and still it is contained
+		out, errs, code = s.broker("token", "vdab")
+		contained()
 		if out, errs, code := s.broker("audit", "verify"); code != 0 || !strings.Contains(out, "intact") {
 			t.Errorf("kill %d: broker audit verify: exit code %d: %s%s", n, code, out, errs)
 		}
@@ -289,6 +297,13 @@ func TestDrill(t *testing.T) {
 		t.Fatalf("exit code %d\n%s%s", code, out, errs)
 	}
 	id := s.onlyOne()
+	served := func() {
+		t.Helper()
+		if again, errs, code := s.broker("token", "vdab"); code != 0 || strings.TrimSpace(again) != token {
+			t.Errorf("a drill has stopped or revoked something: exit code %d: %s", code, errs)
+		}
+	}
+	served()
 	m := s.x.mails(1)[0]
 	if m.EnvelopeTo != "security@corp.example" || m.To[0] != m.EnvelopeTo || len(m.To) != 1 || len(m.Defects) != 0 {
 		t.Errorf("to %s (%s), defects %v", m.To, m.EnvelopeTo, m.Defects)
@@ -320,9 +335,7 @@ func TestDrill(t *testing.T) {
 			t.Errorf("%s has no time:\n%s", what, shown)
 		}
 	}
-	if again, errs, code := s.broker("token", "vdab"); code != 0 || strings.TrimSpace(again) != token {
-		t.Errorf("a drill has stopped or revoked something: exit code %d: %s", code, errs)
-	}
+	served()
 	kill()
 	s.x.mails(1)
 	log, err := os.ReadFile(filepath.Join(s.x.dir, "log", "mainlog"))
