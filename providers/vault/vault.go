@@ -173,6 +173,9 @@ func (p *provider) Fetch(ctx context.Context, ref providers.Ref, have providers.
 	}
 	if err != nil {
 		b.Wipe()
+		if ctx.Err() != nil && providers.KindOf(err) == providers.Malformed { // half of an answer is none
+			err = fail(providers.Unavailable, "there was no whole answer in time", "")
+		}
 		return providers.Bundle{}, about(ref, err)
 	}
 	return b, nil
