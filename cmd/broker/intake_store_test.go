@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,6 +43,9 @@ func TestRunStore(t *testing.T) {
 		if version != x.version || (err == nil) != (x.err == "") || err != nil && (exitCode(err) != x.code || !strings.HasPrefix(err.Error(), x.err)) {
 			t.Errorf("%s: %q, %v", x.script, version, err)
 		}
+	}
+	if _, err := os.OpenFile(name+".fifo", os.O_WRONLY|syscall.O_NONBLOCK, 0); !errors.Is(err, syscall.ENXIO) {
+		t.Errorf("its child lives on: %v", err)
 	}
 	// An interruption does not end what is being stored.
 	must(t, os.WriteFile(name, []byte("#!/bin/sh\nread -r body; echo '{\"version\":\"8\"}'\n"), 0o700))
