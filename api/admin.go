@@ -170,13 +170,13 @@ func adminRoutes() []route {
 func (s *Server) admin(w http.ResponseWriter, r *http.Request) {
 	defer s.recovered(r)
 	c := s.enter(w, r)
-	c.mustLive()
+	c.MustLive()
 	if !s.admitted(w, c) {
 		return
 	}
 	rt, name, err := match(s.routes.admin, w, r)
 	if err == nil {
-		err = s.administer(w, r, c.caller.Load(), rt, name)
+		err = s.administer(w, r, c.Caller(), rt, name)
 	}
 	if err != nil {
 		s.refuse(w, r, err)

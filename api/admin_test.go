@@ -19,6 +19,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 )
 
 func TestRoles(t *testing.T) {
@@ -242,7 +243,7 @@ func TestAdminRolesOverTheSocket(t *testing.T) {
 }
 
 func TestAuditOverTheSocket(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.pools.admin = newPool(Limits{}, s.log) }) // it polls
+	h := newHouse(t, func(s *Server) { s.pools.admin = gate.New(gate.Limits{}, s.log) }) // it polls
 	for range 3 {
 		ask(t, h.http, "GET", "/v1/clients/vdab/token", "")
 		ask(t, h.http, "GET", "/v1/clients/nothing/token", "")
@@ -325,7 +326,7 @@ func TestStreamsEndWithTheServer(t *testing.T) {
 	if _, err := io.ReadAll(resp.Body); err != nil {
 		t.Errorf("it does not end well: %v", err)
 	}
-	if took := time.Since(start); took > h.server.times.drain/2 {
+	if took := time.Since(start); took > h.server.times.Drain/2 {
 		t.Errorf("it took %v", took)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 )
 
 // wiped is a buffer for what may hold a token: growing and giving it back wipe
@@ -204,8 +205,8 @@ func (s *Server) sendJSON(w http.ResponseWriter, status int, v any) error {
 // refuse answers with an error document, or not at all if whoever asked has
 // exited.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
-		c.mustLive()
+	if c := gate.From(r.Context()); c != nil {
+		c.MustLive()
 	}
 	p := broker.Problem(err)
 	if p.Code == client.Internal && r.Context().Err() == nil {

@@ -15,8 +15,6 @@ package api
 import (
 	"context"
 	"errors"
-	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -29,6 +27,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 )
 
 // A Server answers on both sockets. Make one with New; Run serves.
@@ -36,7 +35,7 @@ type Server struct {
 	cfg    Config
 	log    *slog.Logger
 	routes struct{ consumer, admin []route }
-	pools  struct{ consumer, admin *pool }
+	pools  struct{ consumer, admin *gate.Pool }
 
 	times       times
 	fixed       fixed
@@ -49,12 +48,12 @@ type Server struct {
 
 // Config is what a Server works with.
 type Config struct {
-	// Consumer and Admin are the sockets, from Listen or Inherited. Run closes
+	// Consumer and Admin are the sockets, from gate.Listen or gate.Inherited. Run closes
 	// them. nil: this one is not served.
 	Consumer, Admin net.Listener
 	Broker          Broker
 	Administration  Administration
-	Limits          Limits
+	Limits          gate.Limits
 	// Log is for what is wrong on the broker's side. nil: slog.Default().
 	Log *slog.Logger
 }
@@ -78,27 +77,25 @@ type viewer interface {
 	Ready(*access.Caller) broker.Readiness
 }
 
-// times are the time limits of a connection; only tests have others. A
-// request's own time is the broker's to bound.
+// times are the time limits of a connection; only tests have others.
 type times struct {
-	header time.Duration // to send the request line and headers
-	body   time.Duration // to send the body
-	idle   time.Duration // between requests
-	write  time.Duration // from the request to the end of the answer
-	line   time.Duration // to take one line of a stream
-	drain  time.Duration // for requests in flight when the server goes down
-	quiet  time.Duration // until connections without a request are closed then
+	gate.Times
+	body time.Duration // to send the body
+	line time.Duration // to take one line of a stream
 }
 
 func newTimes() times {
-	return times{header: 10 * time.Second, body: 10 * time.Second, idle: 5 * time.Minute, write: 2 * time.Minute,
-		line: 30 * time.Second, drain: 5 * time.Second, quiet: 300 * time.Millisecond}
+	return times{Times: gate.NewTimes(), body: 10 * time.Second, line: 30 * time.Second}
 }
 
 const (
-	maxHeader = 16 << 10 // bytes
+	maxHeader = gate.MaxHeader
 	maxBody   = 64 << 10 // bytes
 )
+
+func adminLimits() gate.Limits {
+	return gate.Limits{ConnectionsPerUser: 32, Connections: 256, RequestsPerSecond: 50, Burst: 500}
+}
 
 // New makes a Server; it starts nothing.
 func New(c Config) *Server {
@@ -109,8 +106,8 @@ func New(c Config) *Server {
 	}
 	s.routes.consumer = prepare(consumerRoutes())
 	s.routes.admin = prepare(adminRoutes())
-	s.pools.consumer = newPool(c.Limits, s.log)
-	s.pools.admin = newPool(adminLimits(), s.log)
+	s.pools.consumer = gate.New(c.Limits, s.log)
+	s.pools.admin = gate.New(adminLimits(), s.log)
 	return s
 }
 
@@ -118,73 +115,21 @@ func New(c Config) *Server {
 // five seconds, and returns nil. It returns earlier, with the error, when a
 // socket fails. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
-	base := context.WithoutCancel(ctx) // what is in flight when ctx ends is still answered
-	var servers []*http.Server
-	failed := make(chan error, 2)
-	var accepting sync.WaitGroup
-	serve := func(l net.Listener, p *pool, h http.HandlerFunc) {
-		if l == nil {
-			return
+	var servers []gate.Server
+	for _, one := range []gate.Server{
+		{Listener: s.cfg.Consumer, Pool: s.pools.consumer, Handler: http.HandlerFunc(s.consumer), Times: s.times.Times},
+		{Listener: s.cfg.Admin, Pool: s.pools.admin, Handler: http.HandlerFunc(s.admin), Times: s.times.Times},
+	} {
+		if one.Listener != nil {
+			servers = append(servers, one)
 		}
-		srv := s.server(base, p, h)
-		servers = append(servers, srv)
-		accepting.Go(func() {
-			if err := srv.Serve(&gate{l, p}); !errors.Is(err, http.ErrServerClosed) {
-				failed <- err
-			}
-		})
 	}
-	serve(s.cfg.Consumer, s.pools.consumer, s.consumer)
-	serve(s.cfg.Admin, s.pools.admin, s.admin)
-
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-	}
-	s.stop()
-	drain, stop := context.WithTimeout(base, s.times.drain)
-	defer stop()
-	// net/http would wait for connections on which nothing was ever asked.
-	quiet := time.AfterFunc(s.times.quiet, func() {
-		s.pools.consumer.closeIdle()
-		s.pools.admin.closeIdle()
-	})
-	defer quiet.Stop()
-	var draining sync.WaitGroup
-	for _, srv := range servers {
-		draining.Go(func() {
-			if srv.Shutdown(drain) != nil {
-				_ = srv.Close() // ends the context of the requests that are left, too
-			}
-		})
-	}
-	draining.Wait()
-	accepting.Wait()
-	s.pools.consumer.wait()
-	s.pools.admin.wait()
-	return err
-}
-
-func (s *Server) server(base context.Context, p *pool, h http.HandlerFunc) *http.Server {
-	return &http.Server{
-		Handler:                      h,
-		BaseContext:                  func(net.Listener) context.Context { return base },
-		ConnContext:                  withConn,
-		ConnState:                    p.changed,
-		ReadHeaderTimeout:            s.times.header,
-		IdleTimeout:                  s.times.idle,
-		WriteTimeout:                 s.times.write,
-		MaxHeaderBytes:               maxHeader - 4096, // net/http adds 4096 itself
-		DisableGeneralOptionsHandler: true,
-		// What net/http logs is about connections that sent nonsense.
-		ErrorLog: log.New(io.Discard, "", 0),
-	}
+	return gate.Serve(ctx, s.stop, servers...)
 }
 
 // Traffic counts what happened on the consumer socket since the start.
 func (s *Server) Traffic() client.SocketStatus {
-	t := s.pools.consumer.traffic()
+	t := s.pools.consumer.Traffic()
 	t.RateLimited = s.rateLimited.Load()
 	return t
 }
@@ -198,9 +143,9 @@ func (s *Server) consumer(w http.ResponseWriter, r *http.Request) {
 	rt, name, err := match(s.routes.consumer, w, r)
 	if err == nil {
 		if !rt.dispenses {
-			c.mustLive()
+			c.MustLive()
 		}
-		err = rt.serve(s, w, r, c.caller.Load(), name)
+		err = rt.serve(s, w, r, c.Caller(), name)
 	}
 	if err != nil {
 		s.refuse(w, r, err)
@@ -208,9 +153,9 @@ func (s *Server) consumer(w http.ResponseWriter, r *http.Request) {
 }
 
 // enter returns the connection of a request.
-func (s *Server) enter(w http.ResponseWriter, r *http.Request) *conn {
-	c, ok := r.Context().Value(connKey{}).(*conn)
-	if !ok {
+func (s *Server) enter(w http.ResponseWriter, r *http.Request) *gate.Conn {
+	c := gate.From(r.Context())
+	if c == nil {
 		panic("api: a connection that no gate let in")
 	}
 	w.Header()["Cache-Control"] = s.fixed.noStore
@@ -224,14 +169,14 @@ func (s *Server) enter(w http.ResponseWriter, r *http.Request) *conn {
 
 // admitted says whether the caller is within its caps; if not, it has been
 // told so.
-func (s *Server) admitted(w http.ResponseWriter, c *conn) bool {
-	wait := c.peer.bucket.take(c.pool.now(), &c.pool.limits)
-	if wait == 0 && !c.over {
+func (s *Server) admitted(w http.ResponseWriter, c *gate.Conn) bool {
+	wait, over := c.Admit()
+	if wait == 0 && !over {
 		return true
 	}
 	s.rateLimited.Add(1)
 	detail := "this user asks too often: ask once per call to the API, and wait for Retry-After"
-	if c.over {
+	if over {
 		detail = "this user has too many connections with a request in progress: share connections, or let requests end first"
 		w.Header().Set("Connection", "close")
 	}

@@ -13,21 +13,25 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"credentialbroker/internal/gate"
 )
+
+type connKey struct{}
 
 // The consumer socket against a bare net/http handler that returns as many
 // bytes on a Unix socket; one process, one kept connection a goroutine.
 
 func BenchmarkToken(b *testing.B) {
 	h := newHouse(b, func(s *Server) {
-		s.pools.consumer = newPool(Limits{RequestsPerSecond: 10_000_000, Burst: 10_000_000}, s.log)
+		s.pools.consumer = gate.New(gate.Limits{RequestsPerSecond: 10_000_000, Burst: 10_000_000}, s.log)
 	})
 	hammer(b, h.consumer, "/v1/clients/vdab/token")
 }
 
 func BenchmarkHeaders(b *testing.B) {
 	h := newHouse(b, func(s *Server) {
-		s.pools.consumer = newPool(Limits{RequestsPerSecond: 10_000_000, Burst: 10_000_000}, s.log)
+		s.pools.consumer = gate.New(gate.Limits{RequestsPerSecond: 10_000_000, Burst: 10_000_000}, s.log)
 	})
 	hammer(b, h.consumer, "/v1/clients/vdab/headers")
 }
@@ -41,7 +45,7 @@ func BenchmarkBareNetHTTP(b *testing.B) {
 	body := []byte(strings.Repeat("t", 1450))
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			uid, err := peerUID(c.(*net.UnixConn))
+			uid, err := gate.PeerUID(c.(*net.UnixConn))
 			return context.WithValue(ctx, connKey{}, answer{status: int(uid), body: errors.Join(err, io.EOF).Error()})
 		}}
 	done := make(chan struct{})

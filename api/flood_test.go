@@ -5,6 +5,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"credentialbroker/internal/gate"
 )
 
 // A body that is promised and never sent, to a path that wants none: it is
@@ -33,7 +35,7 @@ func TestPromisedBodies(t *testing.T) {
 // way to whoever holds less: nobody can lock the others out.
 func TestBusyConnectionsGiveWay(t *testing.T) {
 	h := newHouse(t, func(s *Server) {
-		s.pools.consumer = newPool(Limits{ConnectionsPerUser: 100, Connections: 6}, s.log)
+		s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 100, Connections: 6}, s.log)
 		behind(nil)(s)
 	})
 	var busy []net.Conn
@@ -45,7 +47,7 @@ func TestBusyConnectionsGiveWay(t *testing.T) {
 		}
 		busy = append(busy, c)
 	}
-	until(t, "all are busy", func() bool { return h.server.pools.consumer.busy() == 6 })
+	until(t, "all are busy", func() bool { return h.server.pools.consumer.Busy() == 6 })
 	var theirs net.Conn
 	if !as(t, 4711, 4711, func() { theirs = dial(t, h.consumer) }) {
 		t.Log("WEAKER: without root there is no second user to give way to")

@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/scan"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -123,10 +124,10 @@ func newFaultyHouse(t testing.TB, fault fake.Fault, change func(*Server)) *house
 	}
 	h.broker = broker.New(broker.Options{Audit: log, Clock: clock.System{}, Dir: filepath.Join(h.dir, "state")})
 	cfg := Config{Broker: h.broker, Log: slog.New(slog.NewTextHandler(h.log, nil)), Administration: h.administration()}
-	if cfg.Consumer, err = Listen(h.consumer, 0o666); err != nil {
+	if cfg.Consumer, err = gate.Listen(h.consumer, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if cfg.Admin, err = Listen(h.admin, 0o666); err != nil {
+	if cfg.Admin, err = gate.Listen(h.admin, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	h.server = New(cfg)

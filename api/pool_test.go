@@ -7,16 +7,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/gate"
 )
 
 // A user at its cap loses its own oldest idle connection, not somebody else's.
 func TestConnectionsPerUser(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.pools.consumer = newPool(Limits{ConnectionsPerUser: 4}, s.log) })
+	h := newHouse(t, func(s *Server) { s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 4}, s.log) })
 	var theirs net.Conn
 	other := as(t, 4711, 4711, func() { theirs = dial(t, h.consumer) })
 	if other {
@@ -28,7 +28,7 @@ func TestConnectionsPerUser(t *testing.T) {
 		c := dial(t, h.consumer)
 		defer c.Close()
 		wantAnswer(t, c, 200)
-		until(t, "it is idle", func() bool { return h.server.pools.consumer.busy() == 0 })
+		until(t, "it is idle", func() bool { return h.server.pools.consumer.Busy() == 0 })
 		conns = append(conns, c)
 	}
 	for i, c := range conns {
@@ -46,7 +46,10 @@ func TestConnectionsPerUser(t *testing.T) {
 
 // With every connection busy, there is nothing to displace: the answer is 429.
 func TestBusyConnectionsPerUser(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.pools.consumer = newPool(Limits{ConnectionsPerUser: 3}, s.log); behind(nil)(s) })
+	h := newHouse(t, func(s *Server) {
+		s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 3}, s.log)
+		behind(nil)(s)
+	})
 	var busy []net.Conn
 	for range 3 {
 		c := dial(t, h.consumer)
@@ -56,7 +59,7 @@ func TestBusyConnectionsPerUser(t *testing.T) {
 		}
 		busy = append(busy, c)
 	}
-	until(t, "all are busy", func() bool { return h.server.pools.consumer.busy() == 3 })
+	until(t, "all are busy", func() bool { return h.server.pools.consumer.Busy() == 3 })
 	over := dial(t, h.consumer)
 	defer over.Close()
 	if _, err := io.WriteString(over, get); err != nil {
@@ -74,7 +77,7 @@ func TestBusyConnectionsPerUser(t *testing.T) {
 }
 
 func TestRequestsPerUser(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.pools.consumer = newPool(Limits{RequestsPerSecond: 1, Burst: 3}, s.log) })
+	h := newHouse(t, func(s *Server) { s.pools.consumer = gate.New(gate.Limits{RequestsPerSecond: 1, Burst: 3}, s.log) })
 	var last answer
 	for range 4 {
 		last = ask(t, h.http, "GET", "/healthz", "")
@@ -94,26 +97,6 @@ func TestRequestsPerUser(t *testing.T) {
 	}
 }
 
-func TestBucket(t *testing.T) {
-	l := Limits{RequestsPerSecond: 10, Burst: 5}
-	var b bucket
-	now := int64(time.Hour)
-	for i := range 5 {
-		if wait := b.take(now, &l); wait != 0 {
-			t.Errorf("request %d waits %v", i, wait)
-		}
-	}
-	if wait := b.take(now, &l); wait != 100*time.Millisecond {
-		t.Errorf("the sixth waits %v", wait)
-	}
-	if wait := b.take(now+int64(100*time.Millisecond), &l); wait != 0 {
-		t.Errorf("after the wait: %v", wait)
-	}
-	if b.full(now+int64(599*time.Millisecond)) || !b.full(now+int64(600*time.Millisecond)) {
-		t.Error("full at the wrong time")
-	}
-}
-
 // Thousands of idle connections cost bounded memory, and nobody else notices.
 func TestIdleFlood(t *testing.T) {
 	var limit unix.Rlimit
@@ -122,7 +105,7 @@ func TestIdleFlood(t *testing.T) {
 	}
 	flood := min(10_000, int(limit.Cur)/2-2000)
 	h := newHouse(t, func(s *Server) {
-		s.pools.consumer = newPool(Limits{ConnectionsPerUser: 1 << 20, Connections: 1000}, s.log)
+		s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 1 << 20, Connections: 1000}, s.log)
 	})
 	victim := h.http
 	if a := ask(t, victim, "GET", "/v1/clients/vdab/token", ""); a.status != 200 {
@@ -172,7 +155,9 @@ func TestIdleFlood(t *testing.T) {
 
 // At the total, whoever holds most gives way.
 func TestGreediestGivesWay(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.pools.consumer = newPool(Limits{ConnectionsPerUser: 100, Connections: 5}, s.log) })
+	h := newHouse(t, func(s *Server) {
+		s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 100, Connections: 5}, s.log)
+	})
 	var modest net.Conn
 	if !as(t, 4711, 4711, func() { modest = dial(t, h.consumer) }) {
 		return
@@ -184,7 +169,7 @@ func TestGreediestGivesWay(t *testing.T) {
 		c := dial(t, h.consumer)
 		defer c.Close()
 		wantAnswer(t, c, 200)
-		until(t, "it is idle", func() bool { return h.server.pools.consumer.busy() == 0 })
+		until(t, "it is idle", func() bool { return h.server.pools.consumer.Busy() == 0 })
 		if i == 0 {
 			first = c
 		}
@@ -193,29 +178,4 @@ func TestGreediestGivesWay(t *testing.T) {
 		t.Error("the greedy one kept its oldest connection")
 	}
 	wantAnswer(t, modest, 403)
-}
-
-// Peers are forgotten, but not before their rate has recovered.
-func TestPeersAreForgotten(t *testing.T) {
-	p := newPool(Limits{}, nil)
-	p.peers[1], p.peers[2], p.peers[3] = &peer{}, &peer{}, &peer{conns: map[*conn]struct{}{{}: {}}}
-	p.peers[2].bucket.fullAt.Store(p.now() + int64(time.Hour))
-	p.prune()
-	if len(p.peers) != 2 || p.peers[1] != nil {
-		t.Errorf("%v", p.peers)
-	}
-}
-
-// busy is how many connections have a request in progress.
-func (p *pool) busy() (n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, peer := range p.peers {
-		for c := range peer.conns {
-			if c.idle.Load() == 0 {
-				n++
-			}
-		}
-	}
-	return n
 }

@@ -10,6 +10,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/scan"
 )
 
@@ -17,7 +18,7 @@ const candidateForm = `{"candidates": [{"at", "text"}]}`
 
 // scanLimits is how many candidates a user may ask about: enough for a scan,
 // which asks about what it does not know yet alone, too few to guess.
-func scanLimits() *Limits { return &Limits{RequestsPerSecond: 33, Burst: 2000} }
+func scanLimits() gate.Limits { return gate.Limits{RequestsPerSecond: 33, Burst: 2000} }
 
 // scan begins a scan.
 func (s *Server) scan(w http.ResponseWriter, r *http.Request, c *access.Caller, _ string) error {
@@ -54,8 +55,8 @@ func (s *Server) confirmScan(w http.ResponseWriter, r *http.Request, c *access.C
 		return err
 	}
 	defer wipeCandidates(list)
-	if conn, ok := r.Context().Value(connKey{}).(*conn); ok {
-		if wait := conn.peer.scanned.takeMany(conn.pool.now(), scanLimits(), int64(len(list))); wait > 0 {
+	if conn := gate.From(r.Context()); conn != nil {
+		if wait := conn.AdmitScan(scanLimits(), len(list)); wait > 0 {
 			s.rateLimited.Add(1)
 			return &broker.Error{Code: client.RateLimited, RetryAfter: wait,
 				Detail: "this user asks about more than 2000 places a minute: the scan goes on after Retry-After"}

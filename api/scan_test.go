@@ -160,14 +160,3 @@ func TestScanIsRateLimited(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// A user without connections is remembered until its places are free again.
-func TestScanLimitOutlivesConnections(t *testing.T) {
-	p := newPool(adminLimits(), nil)
-	p.peers[1], p.peers[2] = &peer{}, &peer{}
-	p.peers[1].scanned.takeMany(p.now(), scanLimits(), 64)
-	p.prune()
-	if p.peers[1] == nil || p.peers[2] != nil {
-		t.Errorf("%v", p.peers)
-	}
-}

@@ -23,6 +23,19 @@ import (
 
 const get = "GET /v1/clients/vdab/token HTTP/1.1\r\nHost: broker\r\n\r\n"
 
+// childTask is what a copy of the test binary does instead of tests.
+const childTask = "API_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(childTask) {
+	case "":
+		os.Exit(m.Run())
+	case "pass":
+		os.Exit(childPass())
+	}
+	os.Exit(3)
+}
+
 // childPass connects to a socket, gives the connection to its parent (file 3),
 // and exits when its standard input ends.
 func childPass() int {
@@ -166,7 +179,7 @@ func TestOversizedAndMalformed(t *testing.T) {
 
 // A request that never ends is ended, and costs nobody else.
 func TestSlowRequests(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.times.header, s.times.body = 50*time.Millisecond, 50*time.Millisecond })
+	h := newHouse(t, func(s *Server) { s.times.Header, s.times.body = 50*time.Millisecond, 50*time.Millisecond })
 	for name, request := range map[string]string{
 		"header": "GET /v1/clients/vdab/token HTTP/1.1\r\nHost: b\r\n",
 		"body":   "POST /v1/clients/vdab/reject HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
@@ -218,7 +231,7 @@ func TestShutdown(t *testing.T) {
 	if _, err := io.WriteString(inFlight, get); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the request is in flight", func() bool { return h.server.pools.consumer.busy() == 1 })
+	until(t, "the request is in flight", func() bool { return h.server.pools.consumer.Busy() == 1 })
 	stopped := make(chan error, 1)
 	go func() { stopped <- h.stop() }()
 	until(t, "nobody else gets in", func() bool { c, err := connect(h.consumer); return err != nil || c.Close() != nil })
@@ -240,13 +253,13 @@ func TestShutdown(t *testing.T) {
 
 // What hangs is cut off after the drain time.
 func TestShutdownOfWhatHangs(t *testing.T) {
-	h := newHouse(t, func(s *Server) { s.times.drain = 50 * time.Millisecond; behind(nil)(s) })
+	h := newHouse(t, func(s *Server) { s.times.Drain = 50 * time.Millisecond; behind(nil)(s) })
 	c := dial(t, h.consumer)
 	defer c.Close()
 	if _, err := io.WriteString(c, get); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the request is in flight", func() bool { return h.server.pools.consumer.busy() == 1 })
+	until(t, "the request is in flight", func() bool { return h.server.pools.consumer.Busy() == 1 })
 	if err := h.stop(); err != nil {
 		t.Error(err)
 	}

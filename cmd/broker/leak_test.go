@@ -26,6 +26,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 )
 
 // incidentsOf is a daemon behind its real admin socket, whose incidents obey
@@ -51,7 +52,7 @@ func startIncidents(ts *testscript.TestScript, _ bool, args []string) {
 	socket := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "admin.sock")
 	ts.Setenv("ADMIN", socket)
 	ts.Setenv(client.Environment, ts.Getenv("SOCKET"))
-	l, err := api.Listen(socket, 0o666)
+	l, err := gate.Listen(socket, 0o666)
 	ts.Check(err)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
 )
@@ -127,7 +128,7 @@ const socketMode = 0o666
 
 // listen takes the sockets of systemd, or makes its own.
 func (s *server) listen() (consumer, admin net.Listener, err error) {
-	inherited, err := api.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode})
+	inherited, err := gate.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -136,7 +137,7 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 			*path = l.Addr().String()
 			return l, nil
 		}
-		return api.Listen(*path, socketMode)
+		return gate.Listen(*path, socketMode)
 	}
 	// The consumers' last: whoever finds it finds the other too.
 	if admin, err = take("admin", &s.paths.admin); err != nil {
@@ -155,7 +156,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	own, all := s.gatherers()
 	clients, l := len(s.current.config.Clients), s.current.config.Limits
 	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(all), Log: s.log,
-		Limits: api.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
+		Limits: gate.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
 			RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}})
 
 	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))

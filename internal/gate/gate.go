@@ -1,4 +1,9 @@
-package api
+// Package gate lets connections in: each with its caller, as the kernel says,
+// and each user within its caps, so that it costs the others nothing.
+//
+// Listen and Inherited give sockets that are what was asked for; a Pool counts
+// what comes in by them; Serve is net/http over both.
+package gate
 
 import (
 	"context"
@@ -17,7 +22,9 @@ import (
 	"credentialbroker/internal/access"
 )
 
-// Rules of this file:
+// Rules of a Pool:
+//   - who asks is the process that opened the connection; the kernel is asked
+//     once, before the first byte is read;
 //   - a new connection is served before an idle one is kept: whoever leaks
 //     connections loses old ones;
 //   - a user at its cap displaces its own connections; at the total, the one
@@ -48,16 +55,13 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-func adminLimits() Limits {
-	return Limits{ConnectionsPerUser: 32, Connections: 256, RequestsPerSecond: 50, Burst: 500}
-}
-
 // surplus is how many connections beyond its cap a user may hold to be told
 // so, when all of the others have a request in progress.
 const surplus = 16
 
-// pool holds the connections of one socket.
-type pool struct {
+// A Pool holds the connections of one socket, or of several that share their
+// caps. Make one with New; it starts nothing.
+type Pool struct {
 	limits Limits
 	log    *slog.Logger
 	start  time.Time
@@ -74,15 +78,15 @@ type pool struct {
 
 // peer is one uid.
 type peer struct {
-	conns   map[*conn]struct{}
+	conns   map[*Conn]struct{}
 	bucket  bucket
 	scanned bucket // candidates of scans
 }
 
-// conn is a connection with its caller. net/http reads it.
-type conn struct {
+// Conn is a connection with its caller. net/http reads it.
+type Conn struct {
 	*net.UnixConn
-	pool   *pool
+	pool   *Pool
 	uid    uint32
 	peer   *peer
 	over   bool // beyond the cap: the answer is 429
@@ -96,18 +100,28 @@ type conn struct {
 
 type connKey struct{}
 
-func withConn(ctx context.Context, c net.Conn) context.Context {
+// WithConn is http.Server's ConnContext; From finds what it put there.
+func WithConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-func newPool(l Limits, log *slog.Logger) *pool {
-	return &pool{limits: l.withDefaults(), log: log, start: time.Now().Add(-time.Second), peers: map[uint32]*peer{}}
+// From gives the connection of a request, or nil if it came by no gate.
+func From(ctx context.Context) *Conn {
+	c, _ := ctx.Value(connKey{}).(*Conn)
+	return c
 }
 
-// A gate is a listener that keeps to the caps.
+// New makes a Pool. log is for callers that cannot be identified.
+func New(l Limits, log *slog.Logger) *Pool {
+	return &Pool{limits: l.withDefaults(), log: log, start: time.Now().Add(-time.Second), peers: map[uint32]*peer{}}
+}
+
+// Gate is a listener that keeps to the caps of p.
+func (p *Pool) Gate(l net.Listener) net.Listener { return &gate{l, p} }
+
 type gate struct {
 	net.Listener
-	pool *pool
+	pool *Pool
 }
 
 // Accept returns the next connection that there is room for.
@@ -134,21 +148,21 @@ func (g *gate) Accept() (net.Conn, error) {
 }
 
 // admit takes a connection in, or returns nil if nothing idle could make room.
-func (p *pool) admit(u *net.UnixConn) *conn {
-	uid, err := peerUID(u)
+func (p *Pool) admit(u *net.UnixConn) *Conn {
+	uid, err := PeerUID(u)
 	if err != nil {
 		return nil
 	}
-	c := &conn{UnixConn: u, pool: p, uid: uid}
+	c := &Conn{UnixConn: u, pool: p, uid: uid}
 	c.idle.Store(p.now())
 	p.mu.Lock()
 	own := p.peers[uid]
 	if own == nil {
 		p.prune()
-		own = &peer{conns: map[*conn]struct{}{}}
+		own = &peer{conns: map[*Conn]struct{}{}}
 		p.peers[uid] = own
 	}
-	var victim *conn
+	var victim *Conn
 	switch {
 	case len(own.conns) >= p.limits.ConnectionsPerUser:
 		victim = own.oldestIdle()
@@ -176,14 +190,14 @@ func (p *pool) admit(u *net.UnixConn) *conn {
 	return c
 }
 
-func (p *pool) displace(victim *conn) {
+func (p *Pool) displace(victim *Conn) {
 	if victim != nil {
 		p.displaced.Add(1)
 		_ = victim.Close()
 	}
 }
 
-func (p *pool) displaceGreediest() {
+func (p *Pool) displaceGreediest() {
 	p.mu.Lock()
 	victim := p.greediest()
 	p.mu.Unlock()
@@ -191,8 +205,8 @@ func (p *pool) displaceGreediest() {
 }
 
 // greediest is an old idle connection of the uid that holds most.
-func (p *pool) greediest() *conn {
-	var victim *conn
+func (p *Pool) greediest() *Conn {
+	var victim *Conn
 	most := 0
 	for _, peer := range p.peers {
 		if len(peer.conns) > most {
@@ -206,7 +220,7 @@ func (p *pool) greediest() *conn {
 
 // busiest is any connection of the uid that holds most, if that is more than
 // fair.
-func (p *pool) busiest(fair int) (victim *conn) {
+func (p *Pool) busiest(fair int) (victim *Conn) {
 	for _, peer := range p.peers {
 		if len(peer.conns) > fair {
 			fair = len(peer.conns)
@@ -220,9 +234,9 @@ func (p *pool) busiest(fair int) (victim *conn) {
 
 // oldestIdle is the oldest of the few idle connections that it comes across
 // first: in a flood there is no time to look at thousands for each new one.
-func (p *peer) oldestIdle() *conn {
+func (p *peer) oldestIdle() *Conn {
 	const few = 32
-	var oldest *conn
+	var oldest *Conn
 	var since int64
 	seen := 0
 	for c := range p.conns {
@@ -238,7 +252,7 @@ func (p *peer) oldestIdle() *conn {
 
 // prune forgets uids that have no connection and used up no part of their
 // rate.
-func (p *pool) prune() {
+func (p *Pool) prune() {
 	now := p.now()
 	for uid, peer := range p.peers {
 		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) {
@@ -247,12 +261,12 @@ func (p *pool) prune() {
 	}
 }
 
-func (p *pool) now() int64 { return int64(time.Since(p.start)) }
+func (p *Pool) now() int64 { return int64(time.Since(p.start)) }
 
-// closeIdle closes what has no request in progress.
-func (p *pool) closeIdle() {
+// CloseIdle closes what has no request in progress.
+func (p *Pool) CloseIdle() {
 	p.mu.Lock()
-	var idle []*conn
+	var idle []*Conn
 	for _, peer := range p.peers {
 		for c := range peer.conns {
 			if c.idle.Load() != 0 {
@@ -266,19 +280,34 @@ func (p *pool) closeIdle() {
 	}
 }
 
-// wait returns when net/http has finished with every connection.
-func (p *pool) wait() { p.open.Wait() }
+// Wait returns when net/http has finished with every connection.
+func (p *Pool) Wait() { p.open.Wait() }
 
-func (p *pool) traffic() client.SocketStatus {
+// Busy is how many connections have a request in progress.
+func (p *Pool) Busy() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, peer := range p.peers {
+		for c := range peer.conns {
+			if c.idle.Load() == 0 {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Traffic counts what happened since New; RateLimited is not among it.
+func (p *Pool) Traffic() client.SocketStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return client.SocketStatus{Connections: p.total, Displaced: p.displaced.Load(), Unidentified: p.unidentified.Load()}
 }
 
-// changed is net/http's word on a connection. StateActive comes when the whole
+// Changed is http.Server's ConnState: net/http's word on a connection. StateActive comes when the whole
 // header was read, StateClosed last of all, once for each connection.
-func (p *pool) changed(nc net.Conn, state http.ConnState) {
-	c, ok := nc.(*conn)
+func (p *Pool) Changed(nc net.Conn, state http.ConnState) {
+	c, ok := nc.(*Conn)
 	if !ok {
 		return
 	}
@@ -297,7 +326,7 @@ func (p *pool) changed(nc net.Conn, state http.ConnState) {
 // Read asks the kernel who the peer is before it reads the first byte. That is
 // in the connection's own goroutine, so that looking at /proc holds up nobody
 // else.
-func (c *conn) Read(b []byte) (int, error) {
+func (c *Conn) Read(b []byte) (int, error) {
 	if !c.asked {
 		c.asked = true
 		if err := c.identify(); err != nil {
@@ -307,7 +336,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	return c.UnixConn.Read(b)
 }
 
-func (c *conn) identify() error {
+func (c *Conn) identify() error {
 	caller, err := c.pool.who.Identify(c.UnixConn)
 	if err != nil {
 		if !errors.Is(err, access.ErrExited) && !c.closed.Load() {
@@ -325,23 +354,38 @@ func (c *conn) identify() error {
 
 // complain logs at most once a minute, since whoever is the cause can repeat it
 // at will.
-func (p *pool) complain(message string, args ...any) {
+func (p *Pool) complain(message string, args ...any) {
 	last, now := p.logged.Load(), p.now()
 	if (last == 0 || now-last > int64(time.Minute)) && p.logged.CompareAndSwap(last, now) {
 		p.log.Warn(message, args...)
 	}
 }
 
-// mustLive ends the request without an answer if whoever opened the connection
+// Caller is who opened the connection. It is not nil once a byte was read.
+func (c *Conn) Caller() *access.Caller { return c.caller.Load() }
+
+// Admit takes one request from its user's rate. It returns how long the user
+// has to wait, and whether it holds more connections than it may.
+func (c *Conn) Admit() (wait time.Duration, over bool) {
+	return c.peer.bucket.take(c.pool.now(), &c.pool.limits), c.over
+}
+
+// AdmitScan takes n candidates of a scan from its user's rate for these, all
+// or none, and returns how long to wait.
+func (c *Conn) AdmitScan(l Limits, n int) time.Duration {
+	return c.peer.scanned.takeMany(c.pool.now(), &l, int64(n))
+}
+
+// MustLive ends the request without an answer if whoever opened the connection
 // has exited: what holds it now is somebody else.
-func (c *conn) mustLive() {
+func (c *Conn) MustLive() {
 	if !c.caller.Load().Alive() {
 		panic(http.ErrAbortHandler) // net/http closes the connection
 	}
 }
 
 // Close gives the place back. It may be called more than once.
-func (c *conn) Close() error {
+func (c *Conn) Close() error {
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
 	}
@@ -355,7 +399,8 @@ func (c *conn) Close() error {
 	return c.UnixConn.Close()
 }
 
-func peerUID(c *net.UnixConn) (uint32, error) {
+// PeerUID is who opened a connection (SO_PEERCRED, unix(7)).
+func PeerUID(c *net.UnixConn) (uint32, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0, err

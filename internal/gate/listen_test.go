@@ -1,4 +1,4 @@
-package api
+package gate
 
 import (
 	"io"
@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -133,7 +134,7 @@ func TestCloseLeavesASuccessorsSocket(t *testing.T) {
 }
 
 // childTask is what a copy of the test binary does instead of tests.
-const childTask = "API_TEST_CHILD"
+const childTask = "GATE_TEST_CHILD"
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(childTask) {
@@ -141,8 +142,6 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "inherited":
 		os.Exit(childInherited())
-	case "pass":
-		os.Exit(childPass())
 	}
 	os.Exit(3)
 }
@@ -150,7 +149,7 @@ func TestMain(m *testing.M) {
 // childInherited reports what Inherited makes of the descriptors of this
 // process.
 func childInherited() int {
-	_ = os.Setenv("LISTEN_PID", itoa(os.Getpid()))
+	_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 	got, err := Inherited(map[string]os.FileMode{"broker": 0o666, "admin": 0o666})
 	if err != nil {
 		_, _ = io.WriteString(os.Stdout, err.Error())
@@ -208,7 +207,7 @@ func TestInherited(t *testing.T) {
 		{"broker:broker", []*os.File{a, b}, "2 sockets"},
 	} {
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childTask+"=inherited", "LISTEN_FDS="+itoa(len(c.files)), "LISTEN_FDNAMES="+c.names)
+		cmd.Env = append(os.Environ(), childTask+"=inherited", "LISTEN_FDS="+strconv.Itoa(len(c.files)), "LISTEN_FDNAMES="+c.names)
 		cmd.ExtraFiles = c.files
 		out, _ := cmd.Output()
 		if (c.want == "") != (len(out) == 0) || !strings.Contains(string(out), c.want) {
