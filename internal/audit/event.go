@@ -42,6 +42,9 @@ type Caller struct {
 	UserUnit  string `json:"user_unit,omitempty"` // of a user manager
 	LoginUID  uint32 `json:"loginuid"`            // 4294967295 means that nobody logged in
 	Container bool   `json:"container,omitempty"`
+	// Place is what the configuration names instead of a process: a file, the
+	// credential of a unit. UID is then who can read it, and there is no PID.
+	Place string `json:"place,omitempty"`
 }
 
 // A Type says what an Event is about. The types answer the eight questions of

@@ -41,6 +41,7 @@ type Broker struct {
 	flying  sync.Mutex // starting flights, and ending that
 	sched   schedule
 	denials denials
+	news    news
 	metrics metrics
 	retired struct { // what serves no more, and whose last counts are to be written
 		sync.Mutex
@@ -258,6 +259,7 @@ func (b *Broker) Apply(clients []Client) error {
 			b.sched.at(e, b.o.Clock.Now())
 		}
 	}
+	b.news.tellAll()
 	return nil
 }
 

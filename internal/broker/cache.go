@@ -296,6 +296,7 @@ func (b *Broker) swap(e *entry, old, h *held) bool {
 	e.refused, e.patience = nil, 0
 	e.mu.Unlock()
 	b.retireToken(old)
+	b.news.tell(h.event.Client)
 	now := b.o.Clock.Now()
 	e.notBefore.Store(int64(now.Boot + shortestRenew))
 	b.sched.at(e, latest(h.renew, now.Add(shortestRenew)))

@@ -18,6 +18,7 @@ import (
 // after a quarantine has become durable.
 func (b *Broker) Contain(incidents map[string]string) {
 	b.contained.Store(&incidents)
+	b.news.tellAll()
 	for name, cl := range b.clients.Load().byName {
 		if _, contained := incidents[name]; contained {
 			continue

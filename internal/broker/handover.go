@@ -38,7 +38,7 @@ type recipient struct {
 	pid     int32
 	start   uint64
 	uid     uint32
-	unit    string // only where pid is 0
+	unit    string // only where pid is 0; a place's name, if it is one
 	surface access.Surface
 }
 
@@ -53,15 +53,15 @@ type share struct {
 	since    int64        // last at the previous flush
 }
 
-// handOver records that c gets what event describes. It is the one place where
+// handOver records that to gets what event describes. It is the one place where
 // things are released.
-func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.Surface, h *holding, now clock.Reading) error {
-	key := recipient{pid: c.PID, start: c.Start, uid: c.UID, surface: surface}
+func (b *Broker) handOver(ctx context.Context, to taker, surface access.Surface, h *holding, now clock.Reading) error {
+	key := to.recipient(surface)
 	h.mu.RLock()
 	s := h.m[key]
 	h.mu.RUnlock()
 	if s == nil {
-		s = b.firstHandOver(c, h, key)
+		s = b.firstHandOver(to, h, key)
 	}
 	select {
 	case <-s.recorded:
@@ -76,8 +76,8 @@ func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.
 		return &Error{Code: client.AuditUnavailable, Detail: "the hand-over cannot be recorded, so it does not happen: an administrator sees why with broker status",
 			RetryAfter: 5 * time.Second, Err: s.err}
 	}
-	if !c.Alive() { // while it waited: whoever holds the connection now is somebody else
-		return &Error{Code: client.NotAllowed, Detail: "the process that opened the connection has exited", Identity: c.String(), Clients: []string{}}
+	if to.gone() { // while it waited: whoever holds the connection now is somebody else
+		return exited(to.caller)
 	}
 	if incident := b.incident(h.event.Client); incident != "" { // declared since the decision
 		return quarantined(h.event.Client, incident)
@@ -88,18 +88,22 @@ func (b *Broker) handOver(ctx context.Context, c *access.Caller, surface access.
 	return nil
 }
 
+func exited(c *access.Caller) *Error {
+	return &Error{Code: client.NotAllowed, Detail: "the process that opened the connection has exited", Identity: c.String(), Clients: []string{}}
+}
+
 // firstHandOver makes the share and has it recorded; whoever comes meanwhile
 // waits for the same record.
-func (b *Broker) firstHandOver(c *access.Caller, h *holding, key recipient) *share {
+func (b *Broker) firstHandOver(to taker, h *holding, key recipient) *share {
 	h.mu.Lock()
-	if len(h.m) >= manyRecipients {
+	if c := to.caller; c != nil && len(h.m) >= manyRecipients {
 		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface}
 	}
 	if s := h.m[key]; s != nil {
 		h.mu.Unlock()
 		return s
 	}
-	s := &share{recorded: make(chan struct{}), caller: auditCaller(c)}
+	s := &share{recorded: make(chan struct{}), caller: to.audited()}
 	if key.pid == 0 {
 		s.caller.PID, s.caller.Start = 0, 0
 	}

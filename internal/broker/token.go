@@ -19,29 +19,11 @@ import (
 // Token answers a consumer that wants a token, or the headers of a call. The
 // errors are of type *Error, or ctx's.
 func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant, error) {
-	cl, d, err := b.decide(c, r)
+	f, err := b.find(ctx, c, r)
 	if err != nil {
 		return nil, err
 	}
-	if cl.issuer == nil {
-		if r.Surface != access.Headers {
-			return nil, &Error{Code: client.InvalidRequest, Detail: "this client has an API key and no tokens: ask for headers or api-key"}
-		}
-		return b.key(ctx, c, cl, r.Surface)
-	}
-	e, err := cl.entry(cl.want(d, r), b.o.Clock.Now())
-	if err != nil {
-		return nil, err
-	}
-	h, now, err := b.token(ctx, e, r.MinTTL)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.handOver(ctx, c, r.Surface, &h.holding, now); err != nil {
-		return nil, err
-	}
-	return &Grant{Client: cl.cfg.Name, Version: h.live.Version, Token: h.token, Expires: h.token.Expires, Now: now,
-		headers: cl.headers, fields: h.live.Fields}, nil
+	return b.give(ctx, taker{caller: c}, r.Surface, &f)
 }
 
 // APIKey answers a consumer that wants the API key alone.
@@ -50,7 +32,89 @@ func (b *Broker) APIKey(ctx context.Context, c *access.Caller, name string) (*Gr
 	if err != nil {
 		return nil, err
 	}
-	return b.key(ctx, c, cl, access.APIKey)
+	f, err := b.key(ctx, cl)
+	if err != nil {
+		return nil, err
+	}
+	return b.give(ctx, taker{caller: c}, access.APIKey, &f)
+}
+
+// found is what was found for somebody, and is not handed over yet.
+type found struct {
+	cl   *cachedClient
+	live *rotation.Live
+	held *held // nil: an API key alone
+	now  clock.Reading
+}
+
+// name tells one found from another.
+func (f *found) name() string {
+	if f.held == nil {
+		return string(f.live.Version)
+	}
+	return f.held.token.Fingerprint + " " + string(f.live.Version)
+}
+
+// find is Token before the hand-over.
+func (b *Broker) find(ctx context.Context, c *access.Caller, r Request) (found, error) {
+	cl, d, err := b.decide(c, r)
+	if err != nil {
+		return found{}, err
+	}
+	if cl.issuer == nil {
+		if r.Surface == access.Token || r.Surface == access.Events {
+			return found{}, noToken()
+		}
+		return b.key(ctx, cl)
+	}
+	return b.held(ctx, cl, cl.want(d, r), r.MinTTL)
+}
+
+// findFor is find for a place.
+func (b *Broker) findFor(ctx context.Context, p Place) (found, error) {
+	cl := b.clients.Load().byName[p.Client]
+	if cl == nil {
+		return found{}, &Error{Code: client.NotFound, Detail: "there is no client " + p.Client + " any more"}
+	}
+	if incident := b.incident(p.Client); incident != "" {
+		return found{}, quarantined(p.Client, incident)
+	}
+	if p.Key || cl.issuer == nil {
+		return b.key(ctx, cl)
+	}
+	d := access.Decision{Scope: p.Scope, Audience: p.Audience}
+	return b.held(ctx, cl, cl.want(d, Request{}), p.MinTTL)
+}
+
+func (b *Broker) held(ctx context.Context, cl *cachedClient, want oidc.Request, minTTL time.Duration) (found, error) {
+	e, err := cl.entry(want, b.o.Clock.Now())
+	if err != nil {
+		return found{}, err
+	}
+	h, now, err := b.token(ctx, e, minTTL)
+	if err != nil {
+		return found{}, err
+	}
+	return found{cl: cl, live: h.live, held: h, now: now}, nil
+}
+
+// give hands over what was found.
+func (b *Broker) give(ctx context.Context, to taker, s access.Surface, f *found) (*Grant, error) {
+	g := &Grant{Client: f.cl.cfg.Name, Version: f.live.Version, Now: f.now, headers: f.cl.headers, fields: f.live.Fields}
+	var h *holding
+	if f.held == nil {
+		h = b.keyHolders(f.cl.state, f.live)
+	} else {
+		h, g.Token, g.Expires = &f.held.holding, f.held.token, f.held.token.Expires
+	}
+	if err := b.handOver(ctx, to, s, h, f.now); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+func noToken() *Error {
+	return &Error{Code: client.InvalidRequest, Detail: "this client has an API key and no tokens: ask for headers or api-key"}
 }
 
 // JWT answers a consumer that wants a self-signed JWT for one user: a new one
@@ -68,7 +132,7 @@ func (b *Broker) JWT(ctx context.Context, c *access.Caller, r UserRequest) (*Gra
 		return nil, explainUser(err)
 	}
 	now := b.o.Clock.Now()
-	if err := b.handOver(ctx, c, access.JWT, b.jwtHolders(cl.state, m.Live), now); err != nil {
+	if err := b.handOver(ctx, taker{caller: c}, access.JWT, b.jwtHolders(cl.state, m.Live), now); err != nil {
 		m.Token.Access.Wipe()
 		return nil, err
 	}
@@ -86,20 +150,16 @@ func explainUser(err error) error {
 	return explain(err)
 }
 
-// key hands over what needs no token.
-func (b *Broker) key(ctx context.Context, c *access.Caller, cl *cachedClient, s access.Surface) (*Grant, error) {
+// key finds what needs no token.
+func (b *Broker) key(ctx context.Context, cl *cachedClient) (found, error) {
 	live, err := cl.cred.Bundle(ctx)
 	if err != nil {
-		return nil, explain(err)
+		return found{}, explain(err)
 	}
 	if live.Fields["api_key"].Empty() {
-		return nil, &Error{Code: client.InvalidRequest, Detail: "the secret of this client has no field api_key"}
+		return found{}, &Error{Code: client.InvalidRequest, Detail: "the secret of this client has no field api_key"}
 	}
-	now := b.o.Clock.Now()
-	if err := b.handOver(ctx, c, s, b.keyHolders(cl.state, live), now); err != nil {
-		return nil, err
-	}
-	return &Grant{Client: cl.cfg.Name, Version: live.Version, Now: now, headers: cl.headers, fields: live.Fields}, nil
+	return found{cl: cl, live: live, now: b.o.Clock.Now()}, nil
 }
 
 // decide finds the client and the rules' answer; a refusal is recorded.

@@ -1,0 +1,193 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
+)
+
+// Rules of this file: news only wake; what is true is asked anew, by the way
+// that a single request takes. A wake-up that is lost costs a lookEvery.
+
+// A Place is where the configuration itself puts what a client's callers get:
+// a file, the credential of a unit. That it is configured is the permission.
+type Place struct {
+	Client  string
+	Surface access.Surface
+	// Scope (space-separated) and Audience choose the token; empty: the
+	// client's defaults.
+	Scope, Audience string
+	// MinTTL is how much life the token must have left. Zero: any.
+	MinTTL time.Duration
+	// Key: the API key alone is put there, and no token.
+	Key bool
+	// Name says which place it is, in the records: "file /run/x/token".
+	Name string
+	// UID is the user that can read it.
+	UID uint32
+}
+
+// taker is who gets something: a process, or a place.
+type taker struct {
+	caller *access.Caller
+	place  *Place
+}
+
+func (t taker) recipient(s access.Surface) recipient {
+	if t.place != nil {
+		return recipient{uid: t.place.UID, unit: t.place.Name, surface: s}
+	}
+	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s}
+}
+
+func (t taker) audited() audit.Caller {
+	if t.place != nil {
+		return audit.Caller{UID: t.place.UID, LoginUID: ^uint32(0), Place: t.place.Name}
+	}
+	return auditCaller(t.caller)
+}
+
+// gone says whether the process has exited.
+func (t taker) gone() bool { return t.caller != nil && !t.caller.Alive() }
+
+const (
+	// lookEvery is how often a Watch looks without news: so often is the token
+	// kept as read, a new bundle noticed, and whether the caller is still there.
+	lookEvery = 30 * time.Second
+	// retryWatch is the pause after an error that names none.
+	retryWatch = 5 * time.Second
+)
+
+// A Watch follows what one taker gets of one client: what there is now, and
+// what replaces it. It is for one goroutine, and holds nothing that has to be
+// closed.
+type Watch struct {
+	b       *Broker
+	client  string
+	find    func(context.Context) (found, error)
+	taker   taker
+	surface access.Surface
+	minTTL  time.Duration
+
+	last  string        // what was handed over: fingerprint and version
+	pause time.Duration // before the next look; 0: none
+	news  <-chan struct{}
+}
+
+// Watch begins to follow a token for a process.
+func (b *Broker) Watch(c *access.Caller, r Request) *Watch {
+	return &Watch{b: b, client: r.Client, taker: taker{caller: c}, surface: r.Surface, minTTL: r.MinTTL,
+		find: func(ctx context.Context) (found, error) { return b.find(ctx, c, r) }}
+}
+
+// WatchPlace begins to follow what belongs into a place.
+func (b *Broker) WatchPlace(p Place) *Watch {
+	return &Watch{b: b, client: p.Client, taker: taker{place: &p}, surface: p.Surface, minTTL: p.MinTTL,
+		find: func(ctx context.Context) (found, error) { return b.findFor(ctx, p) }}
+}
+
+// Next gives the grant at once when it is called first, and from then on as
+// soon as it is another: the token was replaced, or the bundle was. It is
+// recorded as handed over. Between the two it blocks.
+//
+// An error is a *Error, or ctx's. After one, Next waits as long as the error
+// says, or for news, looks again, and gives what there is: an error ends
+// nothing.
+func (w *Watch) Next(ctx context.Context) (*Grant, error) {
+	for {
+		if err := w.wait(ctx); err != nil {
+			return nil, err
+		}
+		w.news = w.b.news.of(w.client) // before looking: what happens from here on wakes
+		f, err := w.find(ctx)
+		if err != nil {
+			w.pause, w.last = retryWatch, ""
+			var e *Error
+			if errors.As(err, &e) && e.RetryAfter > 0 {
+				w.pause = e.RetryAfter
+			}
+			return nil, err
+		}
+		if w.taker.gone() { // it may be the same token for days, and give is not called
+			w.last = ""
+			return nil, exited(w.taker.caller)
+		}
+		w.pause = w.next(&f)
+		if f.name() == w.last {
+			continue
+		}
+		g, err := w.b.give(ctx, w.taker, w.surface, &f)
+		if err != nil {
+			w.pause, w.last = retryWatch, ""
+			return nil, err
+		}
+		w.last = f.name()
+		return g, nil
+	}
+}
+
+// next is when to look again without news.
+func (w *Watch) next(f *found) time.Duration {
+	if f.held == nil {
+		return lookEvery
+	}
+	return min(max(f.held.end.Until(f.now)-w.minTTL, shortestRenew), lookEvery)
+}
+
+func (w *Watch) wait(ctx context.Context) error {
+	if w.pause == 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(w.pause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-w.news:
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// news wakes whoever follows a client. The zero value is ready.
+type news struct {
+	mu sync.Mutex
+	m  map[string]chan struct{} // by client; closed when something happens
+}
+
+func (n *news) of(name string) <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.m == nil {
+		n.m = map[string]chan struct{}{}
+	}
+	c := n.m[name]
+	if c == nil {
+		c = make(chan struct{})
+		n.m[name] = c
+	}
+	return c
+}
+
+func (n *news) tell(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.m[name]; c != nil {
+		close(c)
+		delete(n.m, name)
+	}
+}
+
+func (n *news) tellAll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.m {
+		close(c)
+	}
+	clear(n.m)
+}
