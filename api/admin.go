@@ -171,7 +171,7 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request) {
 	defer s.recovered(r)
 	c := s.enter(w, r)
 	c.MustLive()
-	if !s.admitted(w, c) {
+	if !s.admitted(w, r, c) {
 		return
 	}
 	rt, name, err := match(s.routes.admin, w, r)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/gate"
 )
@@ -168,7 +169,7 @@ func (w *wiped) object(g *broker.Grant) error {
 
 // fixed are header values that all answers share; net/http does not change
 // them.
-type fixed struct{ noStore, json, text, problem, stream, csv []string }
+type fixed struct{ noStore, json, text, problem, stream, events, csv []string }
 
 func newFixed() fixed {
 	return fixed{
@@ -177,6 +178,7 @@ func newFixed() fixed {
 		text:    []string{"text/plain; charset=utf-8"},
 		problem: []string{"application/problem+json"},
 		stream:  []string{"application/x-ndjson"},
+		events:  []string{"text/event-stream"},
 		csv:     []string{"text/csv; charset=utf-8"},
 	}
 }
@@ -208,18 +210,30 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if c := gate.From(r.Context()); c != nil {
 		c.MustLive()
 	}
+	var said *refusal
+	if errors.As(err, &said) {
+		s.refuseOAuth(w, r, said, 0)
+		return
+	}
 	p := broker.Problem(err)
 	if p.Code == client.Internal && r.Context().Err() == nil {
 		s.log.Error("a request failed", "method", r.Method, "error", err)
+	}
+	if r.URL.Path == oauthPath {
+		var e *broker.Error
+		_ = errors.As(err, &e)
+		var why access.Reason
+		if e != nil {
+			why = e.Reason
+		}
+		s.refuseOAuth(w, r, inOAuth(p, why), retryAfter(p))
+		return
 	}
 	s.problem(w, p)
 }
 
 func (s *Server) problem(w http.ResponseWriter, p *client.Problem) {
-	if p.Status == http.StatusServiceUnavailable {
-		p.RetryAfter = max(p.RetryAfter, 1)
-	}
-	if p.RetryAfter > 0 {
+	if p.RetryAfter = retryAfter(p); p.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
 	b, err := json.Marshal(p)
@@ -227,6 +241,14 @@ func (s *Server) problem(w http.ResponseWriter, p *client.Problem) {
 		panic(http.ErrAbortHandler)
 	}
 	send(w, p.Status, s.fixed.problem, append(b, '\n'))
+}
+
+// retryAfter is in seconds; 503 always has it.
+func retryAfter(p *client.Problem) int {
+	if p.Status == http.StatusServiceUnavailable {
+		return max(p.RetryAfter, 1)
+	}
+	return p.RetryAfter
 }
 
 // seconds rounds up: nobody comes back too early.

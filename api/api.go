@@ -70,6 +70,7 @@ type dispenser interface {
 	APIKey(ctx context.Context, c *access.Caller, client string) (*broker.Grant, error)
 	JWT(context.Context, *access.Caller, broker.UserRequest) (*broker.Grant, error)
 	Reject(context.Context, *access.Caller, broker.Rejection) (broker.Rejected, error)
+	Watch(*access.Caller, broker.Request) *broker.Watch
 }
 
 type viewer interface {
@@ -82,10 +83,12 @@ type times struct {
 	gate.Times
 	body time.Duration // to send the body
 	line time.Duration // to take one line of a stream
+	// quietStream is how long a stream of events is silent.
+	quietStream time.Duration
 }
 
 func newTimes() times {
-	return times{Times: gate.NewTimes(), body: 10 * time.Second, line: 30 * time.Second}
+	return times{Times: gate.NewTimes(), body: 10 * time.Second, line: 30 * time.Second, quietStream: 15 * time.Second}
 }
 
 const (
@@ -137,7 +140,7 @@ func (s *Server) Traffic() client.SocketStatus {
 func (s *Server) consumer(w http.ResponseWriter, r *http.Request) {
 	defer s.recovered(r)
 	c := s.enter(w, r)
-	if !s.admitted(w, c) {
+	if !s.admitted(w, r, c) {
 		return
 	}
 	rt, name, err := match(s.routes.consumer, w, r)
@@ -169,7 +172,7 @@ func (s *Server) enter(w http.ResponseWriter, r *http.Request) *gate.Conn {
 
 // admitted says whether the caller is within its caps; if not, it has been
 // told so.
-func (s *Server) admitted(w http.ResponseWriter, c *gate.Conn) bool {
+func (s *Server) admitted(w http.ResponseWriter, r *http.Request, c *gate.Conn) bool {
 	wait, over := c.Admit()
 	if wait == 0 && !over {
 		return true
@@ -180,7 +183,7 @@ func (s *Server) admitted(w http.ResponseWriter, c *gate.Conn) bool {
 		detail = "this user has too many connections with a request in progress: share connections, or let requests end first"
 		w.Header().Set("Connection", "close")
 	}
-	s.problem(w, broker.Problem(&broker.Error{Code: client.RateLimited, Detail: detail, RetryAfter: max(wait, time.Second)}))
+	s.refuse(w, r, &broker.Error{Code: client.RateLimited, Detail: detail, RetryAfter: max(wait, time.Second)})
 	return false
 }
 

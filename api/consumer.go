@@ -16,6 +16,8 @@ func consumerRoutes() []route {
 		{method: http.MethodGet, path: "/v1/clients/{client}/headers", serve: (*Server).headers, dispenses: true},
 		{method: http.MethodGet, path: "/v1/clients/{client}/api-key", serve: (*Server).apiKey, dispenses: true},
 		{method: http.MethodPost, path: "/v1/clients/{client}/jwt", serve: (*Server).jwt, dispenses: true},
+		{method: http.MethodGet, path: "/v1/clients/{client}/events", serve: (*Server).events, dispenses: true},
+		{method: http.MethodPost, path: oauthPath, serve: (*Server).oauthToken, dispenses: true},
 		{method: http.MethodPost, path: "/v1/clients/{client}/reject", serve: (*Server).reject},
 		{method: http.MethodGet, path: "/v1/whoami", serve: (*Server).whoami},
 		{method: http.MethodGet, path: "/healthz", serve: (*Server).alive},

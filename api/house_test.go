@@ -142,6 +142,14 @@ func newFaultyHouse(t testing.TB, fault fake.Fault, change func(*Server)) *house
 	return h
 }
 
+// apply gives vdab another allow entry.
+func (h *house) apply(e access.Entry) {
+	h.t.Helper()
+	if err := h.broker.Apply([]broker.Client{h.client("vdab", e), h.client("other", access.Entry{User: "54321"})}); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 // me is an entry for whoever runs the test.
 func me() access.Entry {
 	return access.Entry{User: itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.Headers, access.APIKey}}

@@ -130,11 +130,16 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error
 
 // readUpTo is readBody with a limit of its own, in bytes.
 func (s *Server) readUpTo(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
-	tooLarge := invalid(fmt.Sprintf("the body is larger than %d KiB", most>>10))
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/json" {
 		return nil, invalid("send the body as JSON, with Content-Type: application/json")
 	}
+	return s.readAny(w, r, most)
+}
+
+// readAny reads a body of whatever kind.
+func (s *Server) readAny(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
+	tooLarge := invalid(fmt.Sprintf("the body is larger than %d KiB", most>>10))
 	if r.ContentLength > most {
 		return nil, tooLarge
 	}

@@ -104,9 +104,10 @@ type Error struct {
 	Code       client.Code
 	Detail     string
 	RetryAfter time.Duration
-	Identity   string   // not_allowed: how the caller is seen
-	Clients    []string // not_allowed: what it may use
-	Err        error    // the cause, for records; never sent to a consumer
+	Identity   string        // not_allowed: how the caller is seen
+	Clients    []string      // not_allowed: what it may use
+	Reason     access.Reason // not_allowed: why, as far as the caller may know
+	Err        error         // the cause, for records; never sent to a consumer
 
 	kind rotation.Kind // where it came from there
 }

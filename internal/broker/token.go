@@ -183,7 +183,7 @@ func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Deci
 // even whether it exists.
 func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 	b.denials.count(b, c, r, why)
-	e := &Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{}}
+	e := &Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{}, Reason: why}
 	set := b.clients.Load()
 	for _, name := range set.names {
 		if set.byName[name].rules.Decide(c, access.Want{Surface: access.Token}).Matched != nil {

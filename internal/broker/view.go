@@ -34,11 +34,11 @@ func (c *cachedClient) served(list []access.Surface) []access.Surface {
 		switch s {
 		case access.Headers, access.APIKey:
 			return false
-		case access.Token:
+		case access.Token, access.Events:
 			return c.issuer == nil
 		case access.JWT:
 			return c.issuer == nil || !c.issuer.Local()
-		case access.Events, access.Files, access.Exec, access.Proxy, access.Credential:
+		case access.Files, access.Exec, access.Proxy, access.Credential:
 		}
 		return true
 	})

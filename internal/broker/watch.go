@@ -104,6 +104,9 @@ func (w *Watch) Next(ctx context.Context) (*Grant, error) {
 		}
 		w.news = w.b.news.of(w.client) // before looking: what happens from here on wakes
 		f, err := w.find(ctx)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
 			w.pause, w.last = retryWatch, ""
 			var e *Error
