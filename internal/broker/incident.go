@@ -43,6 +43,13 @@ func (b *Broker) Holds(text []byte) bool {
 	return false
 }
 
+// Knows says whether Holds can tell the client's secrets: they have been read.
+// There is nothing to tell of a client that there is not.
+func (b *Broker) Knows(name string) bool {
+	cl := b.clients.Load().byName[name]
+	return cl == nil || cl.cred.Current() != nil
+}
+
 func holds(text, lower []byte, v secret.Secret) bool {
 	found := false
 	_ = v.Use(func(b []byte) error {

@@ -26,6 +26,7 @@ type Book struct {
 	mu    sync.Mutex // one writer at a time
 	store store
 	spool store
+	hold  store // see Hold
 }
 
 // ErrNotFound is returned for an incident that there is not.
@@ -38,11 +39,13 @@ func OpenBook(dir, host string, c clock.Clock) (*Book, error) {
 	if !validHost(host) {
 		return nil, fmt.Errorf("incidents: %q is no name of a host", host)
 	}
-	b := &Book{host: host, clock: c, store: store{dir: dir}, spool: store{dir: filepath.Join(dir, "spool")}}
-	if err := errors.Join(b.store.open()); err != nil {
-		return nil, err
+	b := &Book{host: host, clock: c, store: store{dir: dir}, spool: store{dir: filepath.Join(dir, "spool")}, hold: store{dir: filepath.Join(dir, "contained")}}
+	for _, s := range []store{b.store, b.spool, b.hold} {
+		if err := s.open(); err != nil {
+			return nil, err
+		}
 	}
-	return b, b.spool.open()
+	return b, nil
 }
 
 // Declare records a new incident and its first revision. It fills in Format,
@@ -92,6 +95,10 @@ func (b *Book) number(year int) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	held, _ := b.held() // the number of a record that is gone is not given again; nothing depends on it
+	for _, h := range held {
+		names = append(names, h.Incident+".json")
+	}
 	last := 0
 	for _, n := range slices.Concat(names, spooled) {
 		var y, number int
@@ -114,14 +121,14 @@ func (b *Book) number(year int) (string, error) {
 }
 
 func put(s store, i *Incident) error {
-	data, err := json.MarshalIndent(i, "", "  ")
+	data, err := seal(i)
 	if err != nil {
 		return err
 	}
 	if len(data) > mostBytes {
 		return fmt.Errorf("incident %s: the record is longer than %d bytes", i.ID, mostBytes)
 	}
-	return s.put(i.ID+".json", append(data, '\n'))
+	return s.put(i.ID+".json", data)
 }
 
 // Get reads one incident: ErrNotFound if there is none.
@@ -155,7 +162,7 @@ func read(s store, id string) (Incident, error) {
 
 func parseIncident(data []byte, id string) (Incident, error) {
 	var i Incident
-	if err := decode(data, &i); err != nil {
+	if err := unseal(data, &i); err != nil {
 		return i, err
 	}
 	if i.ID != id {

@@ -35,7 +35,7 @@ func life(t *testing.T, state string, port uint16, kill int) {
 	}
 	b, err := OpenBook(filepath.Join(state, "incidents"), "web1", clock.System{})
 	fail(err)
-	b.store.at, b.spool.at = step, step
+	b.store.at, b.spool.at, b.hold.at = step, step, step
 	o, err := OpenOutbox(filepath.Join(state, "outbox"), "web1", []Relay{{Host: "127.0.0.1", Port: port, TLS: "none"}}, clock.System{})
 	fail(err)
 	fail(o.Damaged())
@@ -49,6 +49,17 @@ func life(t *testing.T, state string, port uint16, kill int) {
 	fail(err)
 	list, err := b.List()
 	fail(err)
+	held := map[string][]string{}
+	for _, i := range list {
+		held[i.ID] = i.Clients
+	}
+	lost, err := b.Hold(held)
+	fail(err)
+	there, err := b.held()
+	fail(err)
+	if len(lost) != 0 || len(there) != 2 {
+		t.Errorf("lost %v, held %v", lost, there)
+	}
 	for _, i := range list {
 		if !i.Unqueued() {
 			continue
@@ -109,7 +120,7 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 		seen[stage]++
 	}
-	for _, name := range []string{"before write", "before rename", "before sync", "after sync", "before absorb", "in body", "accepted"} {
+	for _, name := range []string{"before write", "before rename", "before sync", "after sync", "before absorb", "before hold", "after hold", "in body", "accepted"} {
 		if seen[name] == 0 {
 			t.Errorf("it was never killed at %q: %v", name, seen)
 		}

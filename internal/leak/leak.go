@@ -39,6 +39,9 @@ type Incident struct {
 	Happened string `json:"happened"`
 	Where    string `json:"where,omitempty"`
 	FoundBy  string `json:"found_by,omitempty"`
+	// Unchecked: whether these hold a secret is not known yet. They are not
+	// mailed until it is.
+	Unchecked bool `json:"unchecked,omitempty"`
 	// Window is when strangers may have had it.
 	Window Window `json:"window"`
 	// PersonalData says whether personal data could be reached with it.

@@ -3,7 +3,6 @@ package leak
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -118,7 +117,7 @@ func (o *Outbox) load(name string) (*item, error) {
 		return nil, err
 	}
 	it := new(item)
-	if err := decode(data, it); err != nil {
+	if err := unseal(data, it); err != nil {
 		return nil, err
 	}
 	if it.Format != format {
@@ -272,7 +271,7 @@ func (o *Outbox) Enqueue(messages []Message) error {
 
 // save writes an item whose busy flag the caller holds.
 func (o *Outbox) save(it *item) error {
-	data, err := json.Marshal(it)
+	data, err := seal(it)
 	if err != nil {
 		return err
 	}

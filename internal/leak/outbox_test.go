@@ -6,14 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,6 +31,7 @@ type world struct {
 	relays  []Relay
 	servers map[string]*server
 	o       *Outbox
+	at      func(step string) // called at each step of the outbox
 	stop    func()
 }
 
@@ -58,6 +56,11 @@ func (w *world) start() {
 		w.t.Fatal(err)
 	}
 	o.dial = pipes(w.servers)
+	o.store.at = func(step string) {
+		if w.at != nil {
+			w.at(step)
+		}
+	}
 	w.o = o
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
@@ -373,6 +376,31 @@ func TestLogin(t *testing.T) {
 	})
 }
 
+// A login that comes while an attempt notes that it is missing is used at once:
+// as at a start, when both come together.
+func TestLoginInTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{tls: "starttls", auth: "PLAIN", password: "right"}
+		w := newWorld(t, s)
+		writes := 0
+		w.at = func(step string) {
+			if step != "before write" {
+				return
+			}
+			if writes++; writes == 2 { // the first is of the queueing
+				if err := w.o.SetLogin(0, "user", secret.FromString("right")); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		w.enqueue(1)
+		w.after(time.Second)
+		if d := w.only(); d.State != Sent || d.Attempts != 2 || writes != 3 {
+			t.Errorf("after %d writes: %+v", writes, d)
+		}
+	})
+}
+
 // What a relay has taken is noted before anything else is said to it.
 func TestNotedBeforeQuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -451,63 +479,43 @@ func TestClockJump(t *testing.T) {
 // A message that was sent, of which the disk could take no note, is not sent
 // again; and what cannot be kept is not taken.
 func TestDiskFails(t *testing.T) {
-	if os.Getenv("LEAK_TEST") != "limit" { // the limit holds for a whole process
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiskFails$", "-test.v")
-		cmd.Env = append(os.Environ(), "LEAK_TEST=limit")
-		if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestDiskFails")) {
-			t.Errorf("%v\n%s", err, out)
-		}
-		return
-	}
-	signal.Ignore(syscall.SIGXFSZ) // or the limit ends the process
-	defer signal.Reset(syscall.SIGXFSZ)
-	var was unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &was); err != nil {
+	limited(t, func(full func(bool)) {
+		synctest.Test(t, func(t *testing.T) { diskFails(t, full) })
+	})
+}
+
+func diskFails(t *testing.T, full func(bool)) {
+	s := &server{tls: "none", script: map[string]string{"greeting": "421 later"}}
+	w := newWorld(t, s)
+	messages := w.enqueue(1)
+	w.after(time.Second)
+	full(true)
+	i := sample()
+	i.ID = "2026-0009"
+	more, err := Compose(i, sender(), []Language{Dutch})
+	if err != nil {
 		t.Fatal(err)
 	}
-	full := func(yes bool) {
-		now := was
-		if yes {
-			now.Cur = 100
-		}
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &now); err != nil {
-			t.Fatal(err)
-		}
+	if err := w.o.Enqueue(more); !errors.Is(err, unix.EFBIG) || !strings.Contains(err.Error(), "free some space") {
+		t.Errorf("a full disk: %v", err)
 	}
-	defer full(false)
-	synctest.Test(t, func(t *testing.T) {
-		s := &server{tls: "none", script: map[string]string{"greeting": "421 later"}}
-		w := newWorld(t, s)
-		messages := w.enqueue(1)
-		w.after(time.Second)
-		full(true)
-		i := sample()
-		i.ID = "2026-0009"
-		more, err := Compose(i, sender(), []Language{Dutch})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := w.o.Enqueue(more); !errors.Is(err, unix.EFBIG) || !strings.Contains(err.Error(), "free some space") {
-			t.Errorf("a full disk: %v", err)
-		}
-		w.after(time.Minute)
-		s.set(nil)
-		w.after(time.Hour)
-		if d := w.only(); d.State != Sent || len(s.mails) != 1 || d.NextAttempt.IsZero() {
-			t.Errorf("%d mails on a full disk: %+v", len(s.mails), d)
-		}
-		full(false)
-		w.after(time.Minute)
-		w.restart()
-		w.after(time.Hour)
-		if d := w.only(); d.State != Sent || len(s.mails) != 1 || d.MessageID != messages[0].ID || !d.NextAttempt.IsZero() {
-			t.Errorf("%d mails once there was room: %+v", len(s.mails), d)
-		}
-		left, err := filepath.Glob(filepath.Join(w.dir, ".*"))
-		if err != nil || len(left) != 0 {
-			t.Errorf("left behind: %v, %v", left, err)
-		}
-	})
+	w.after(time.Minute)
+	s.set(nil)
+	w.after(time.Hour)
+	if d := w.only(); d.State != Sent || len(s.mails) != 1 || d.NextAttempt.IsZero() {
+		t.Errorf("%d mails on a full disk: %+v", len(s.mails), d)
+	}
+	full(false)
+	w.after(time.Minute)
+	w.restart()
+	w.after(time.Hour)
+	if d := w.only(); d.State != Sent || len(s.mails) != 1 || d.MessageID != messages[0].ID || !d.NextAttempt.IsZero() {
+		t.Errorf("%d mails once there was room: %+v", len(s.mails), d)
+	}
+	left, err := filepath.Glob(filepath.Join(w.dir, ".*"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
 }
 
 func TestDamagedRecordIsLeftAlone(t *testing.T) {

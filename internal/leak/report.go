@@ -108,6 +108,9 @@ func Compose(i Incident, s Sender, languages []Language) ([]Message, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
+	if i.Unchecked {
+		i.withhold()
+	}
 	i.tidy()
 	if err := i.Validate(); err != nil {
 		return nil, fmt.Errorf("incident %s: %w", line(i.ID), err)

@@ -97,14 +97,14 @@ func (o *Outbox) attempt(ctx context.Context, it *item) {
 			tried = append(tried, a)
 		}
 	}
-	o.note(it, tried, sent)
+	o.note(it, relays, tried, sent)
 	if s != nil {
 		s.quit()
 	}
 }
 
-// note writes down how an attempt ended.
-func (o *Outbox) note(it *item, tried []Attempt, sent bool) {
+// note writes down how an attempt at those relays ended.
+func (o *Outbox) note(it *item, relays []*relay, tried []Attempt, sent bool) {
 	now := o.clock.Now()
 	wall := now.Wall.UTC().Truncate(time.Second)
 	o.mu.Lock()
@@ -134,6 +134,9 @@ func (o *Outbox) note(it *item, tried []Attempt, sent bool) {
 	if err != nil && sent {
 		// Sent, with a next attempt: to write it down.
 		it.NextAttempt, it.due = wall.Add(saveWait), now.Add(saveWait)
+	}
+	if !sent && !slices.Equal(relays, o.relays) {
+		it.due = now // hurry has passed it by while it was busy
 	}
 	it.busy = false
 }

@@ -1,8 +1,11 @@
 package leak
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -79,6 +82,40 @@ func (s store) put(name string, data []byte) error {
 	}
 	s.step("after sync")
 	return explain(err)
+}
+
+// checked is how the last member of a record begins; a checksum, a line end and
+// a brace follow.
+const checked = ",\n  \"checksum\": \""
+
+// seal is v as a JSON object, whose last member is a checksum of all before it:
+// with a bit flipped, a name may still be a name, and another one.
+func seal(v any) ([]byte, error) {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	sum := checksum(data)
+	data = bytes.TrimSuffix(data, []byte("\n}"))
+	return fmt.Appendf(data, "%s%s\"\n}\n", checked, sum), nil
+}
+
+// unseal reads what seal wrote, strictly. A record without a checksum was
+// written before there was one.
+func unseal(data []byte, v any) error {
+	const sum = 8 // digits
+	if n := len(data) - len(checked) - sum - len("\"\n}\n"); n > 0 && bytes.HasPrefix(data[n:], []byte(checked)) {
+		body := append(data[:n:n], "\n}"...)
+		if string(data[n:]) != fmt.Sprintf("%s%s\"\n}\n", checked, checksum(body)) {
+			return errors.New("its checksum is that of something else: it was damaged, or changed by hand")
+		}
+		data = body
+	}
+	return decode(data, v)
+}
+
+func checksum(data []byte) string {
+	return fmt.Sprintf("%08x", crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // reserve makes an empty file, and says whether it was this call that did.

@@ -34,6 +34,16 @@ func clean(s string, n int) string {
 	return s
 }
 
+// withhold leaves out what a person typed, until it is known to be no secret.
+func (i *Incident) withhold() {
+	const later = "Volgt zodra vaststaat dat de tekst geen geheim bevat.\nFollows once the text is known to hold no secret."
+	for _, s := range []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed} {
+		if *s != "" {
+			*s = later
+		}
+	}
+}
+
 // line is clean for one line.
 func line(s string) string {
 	return strings.Join(strings.Fields(clean(s, lineText)), " ")

@@ -3,6 +3,7 @@ package response
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"time"
 
@@ -39,7 +40,8 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	if err := r.harmless(d); err != nil {
 		return client.Incident{}, err
 	}
-	i.DeclaredBy = declarer(who, d.As)
+	// What has not been read yet, harmless could not look for.
+	i.DeclaredBy, i.Unchecked = declarer(who, d.As), !d.DryRun
 	quick, cancel := context.WithTimeout(ctx, lookTime) // a secrets manager that hangs does not hold the record up
 	r.complete(quick, &i)
 	cancel()
@@ -170,6 +172,9 @@ func judge(c *Config, d client.Declaration, now time.Time) error {
 		if len(*t.text) > longestText {
 			return no("%s: it is longer than %d bytes: tell the rest in an answer to the mail", t.name, longestText)
 		}
+		if obvious(*t.text) {
+			return no("%s: it holds what looks like a private key or a token; nothing was recorded: say in words which one it is", t.name)
+		}
 	}
 	for _, w := range d.What {
 		if !in(w, "token", "client_secret", "api_key", "private_key", "manager_login", "host", "unknown") {
@@ -206,6 +211,13 @@ type namedText struct {
 
 func texts(d *client.Declaration) []namedText {
 	return []namedText{{"happened", &d.Happened}, {"where", &d.Where}, {"found_by", &d.FoundBy}, {"as", &d.As}}
+}
+
+// obvious says whether text holds what nobody needs to know to tell that it is
+// secret: a private key (PEM, or that of a file store) or a JWT. While no daemon
+// runs, nothing else can be told.
+func obvious(text string) bool {
+	return regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY|AGE-SECRET-KEY-1|\beyJ[\w-]{10,}\.[\w-]{10,}\.`).MatchString(text)
 }
 
 // harmless refuses texts that hold a live secret or token: they are mailed.

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
@@ -120,6 +121,7 @@ type desk struct {
 	store  *fake.Store
 	relay  *relay
 	clock  *clock.Bubble
+	skew   atomic.Int64 // of the wall clock
 	config Config
 
 	log    *audit.Log
@@ -141,6 +143,7 @@ func inDesk(t *testing.T, f func(d *desk)) {
 	dir, caller, rel := t.TempDir(), self(t), newRelay(t)
 	synctest.Test(t, func(t *testing.T) {
 		d := &desk{t: t, dir: dir, caller: caller, relay: rel, clock: clock.NewBubble(), store: fake.NewStore()}
+		d.clock.Skew = func() time.Duration { return time.Duration(d.skew.Load()) }
 		d.issuer = &fake.OAuth2{}
 		if err := d.issuer.Register(fake.Client{ID: theID, Secret: theSecret}); err != nil {
 			t.Fatal(err)

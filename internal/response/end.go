@@ -103,8 +103,8 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, err
 	case i.State == leak.Closed:
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s is closed", i.ID)
-	case r.o.Broker.Holds([]byte(how.OldStillValid)) || r.o.Broker.Holds([]byte(how.As)):
-		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token that is in use: say in words which one it is")
+	case r.o.Broker.Holds([]byte(how.OldStillValid)) || r.o.Broker.Holds([]byte(how.As)) || obvious(how.OldStillValid) || obvious(how.As):
+		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token: say in words which one it is")
 	case len(how.OldStillValid) > longestText || len(how.As) > longestText:
 		return client.Incident{}, refuse(client.InvalidRequest, "a text is longer than %d bytes", longestText)
 	case i.State == leak.Draft || i.Drill:

@@ -27,6 +27,11 @@ func (r *Responder) round(ctx context.Context) {
 			r.mu.Unlock()
 		}
 	}
+	r.mu.Lock()
+	if r.unheld {
+		_ = r.contain() // it was an alarm
+	}
+	r.mu.Unlock()
 	list, _ := r.book.List() // what cannot be read was an alarm at the start
 	for n := range list {
 		if ctx.Err() != nil {
@@ -45,7 +50,7 @@ func (r *Responder) round(ctx context.Context) {
 func (r *Responder) due(i *leak.Incident) bool {
 	n := len(i.Revisions)
 	fresh := i.Unqueued() && r.now().Sub(i.Revisions[n-1].At) < retryTime/2 // one of a moment ago
-	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens"))
+	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens") || i.Unchecked)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, tried := r.tried[i.ID]

@@ -31,8 +31,10 @@ func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
 	if !i.Unqueued() {
 		limit = patientTime
 	}
-	r.complete(ctx, &i)
 	steps, cancel := context.WithTimeout(ctx, limit)
+	quick, looked := context.WithTimeout(steps, limit/2) // a secrets manager and an issuer that hang do not add up
+	r.complete(quick, &i)
+	looked()
 	found := r.take(steps, &i)
 	cancel()
 	r.mu.Lock()
@@ -120,7 +122,11 @@ func (r *Responder) withdraw(ctx context.Context, clients []string) broker.Withd
 // first report is one that the recipients are told.
 func (r *Responder) merge(now, was *leak.Incident, f found) {
 	at, changed := r.now(), false
+	known := !slices.ContainsFunc(now.Clients, func(name string) bool { return !r.o.Broker.Knows(name) })
 	r.redact(now)
+	if now.Unchecked && known {
+		now.Unchecked, changed = false, true
+	}
 	for _, name := range was.Clients {
 		if !slices.Contains(now.Clients, name) {
 			now.Clients = append(now.Clients, name)

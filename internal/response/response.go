@@ -39,6 +39,7 @@ type Responder struct {
 	config    Config
 	outbox    *leak.Outbox      // nil: no relay was ever configured
 	contained map[string]string // as the Broker has it
+	unheld    bool              // that is not written down twice yet
 	busy      map[string]bool   // incidents whose steps are under way
 	tried     map[string]clock.Reading
 	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
@@ -203,18 +204,25 @@ func (r *Responder) Run(ctx context.Context) error {
 	return nil
 }
 
-// contain tells the Broker which clients are quarantined. A record that cannot
-// be read lets nobody go. The caller holds mu.
+// contain tells the Broker which clients are quarantined, and writes that down a
+// second time. A record that cannot be read lets nobody go: neither while the
+// daemon runs, nor at its next start. If both are damaged nobody knows whom it
+// was about, and the alarm about it has to do: one bad file stops nobody else.
+// The caller holds mu.
 func (r *Responder) contain() error {
 	list, err := r.book.List()
-	now := map[string]string{}
+	now, held := map[string]string{}, map[string][]string{}
 	if err != nil {
 		maps.Copy(now, r.contained)
 	}
 	for n := range list {
 		i := &list[n]
-		for _, name := range i.Clients {
-			if quarantines(i) && now[name] == "" {
+		held[i.ID] = nil
+		if quarantines(i) {
+			held[i.ID] = i.Clients
+		}
+		for _, name := range held[i.ID] {
+			if now[name] == "" {
 				now[name] = i.ID
 			}
 		}
@@ -222,9 +230,18 @@ func (r *Responder) contain() error {
 			maps.DeleteFunc(now, func(_, id string) bool { return id == i.ID })
 		}
 	}
+	lost, failed := r.book.Hold(held)
+	r.unheld = failed != nil
+	for _, h := range lost {
+		if now[h.Client] == "" {
+			now[h.Client] = h.Incident
+		}
+		failed = errors.Join(failed, fmt.Errorf("incident %s: its record is damaged or gone, and %s stays quarantined: put the record back from a copy; or declare the leak again and remove %s; then start the daemon again",
+			h.Incident, h.Client, h.File))
+	}
 	r.contained = now
 	r.o.Broker.Contain(maps.Clone(now))
-	return err
+	return errors.Join(err, failed)
 }
 
 // quarantines says whether i keeps its clients from being served.

@@ -118,8 +118,13 @@ func TestSpooled(t *testing.T) {
 		d.mustGet()
 		d.stop()
 		c := confirmed("quarantine")
+		c.Happened = "-----BEGIN PRIVATE KEY-----"
+		if _, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{}); err == nil {
+			t.Error("a private key was recorded")
+		}
 		c.Happened = "The secret " + theSecret + " stood in a repository."
-		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{})
+		c.Where, c.FoundBy = "at "+theSecret, "who has "+theSecret
+		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{Claimed: "An " + theSecret})
 		if err != nil || s.Err != nil || s.MailErr != nil || len(s.Mails) != 2 || s.Incident.ID != "2000-0001" {
 			t.Fatalf("%+v, %v", s, err)
 		}
@@ -132,6 +137,12 @@ func TestSpooled(t *testing.T) {
 			t.Errorf("%d mails, or one holds the secret", len(mails))
 		}
 		d.nothingSecret(nil)
+		if i, err := d.r.book.Get("2000-0001"); err != nil || !strings.HasPrefix(i.Happened, "[removed") || i.Where != i.Happened || i.FoundBy != i.Happened || i.DeclaredBy.Claimed != i.Happened {
+			t.Errorf("%+v, %v", i, err)
+		}
+		if left, err := filepath.Glob(filepath.Join(d.dir, "incidents", "spool", "*")); err != nil || len(left) != 0 {
+			t.Errorf("left in the spool: %v, %v", left, err)
+		}
 
 		d.stop()
 		if err := os.RemoveAll(filepath.Join(d.dir, "incidents")); err != nil {
@@ -215,7 +226,10 @@ func TestJudge(t *testing.T) {
 			{func(c *client.Declaration) { c.From, c.To = time.Now(), time.Now().Add(-time.Hour) }, "before from"},
 			{func(c *client.Declaration) { c.Happened = "look: " + theSecret }, "happened: it holds a secret"},
 			{func(c *client.Declaration) { c.As = fmt.Sprintf("%x", theSecret) }, "as: it holds a secret"},
-			{func(c *client.Declaration) { c.FoundBy = token }, "found_by: it holds a secret"},
+			{func(c *client.Declaration) { c.FoundBy = fmt.Sprintf("%x", token) }, "found_by: it holds a secret"},
+			{func(c *client.Declaration) { c.Where = "-----BEGIN RSA PRIVATE KEY-----\nMIIE" }, "where: it holds what looks like a private key"},
+			{func(c *client.Declaration) { c.FoundBy = "AGE-SECRET-KEY-1QQQQ" }, "found_by: it holds what looks like a private key"},
+			{func(c *client.Declaration) { c.Happened = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl" }, "happened: it holds what looks like a private key or a token"},
 			{func(c *client.Declaration) { c.Language = "fr" }, "language:"},
 			{func(c *client.Declaration) { c.Draft = "2000-0009" }, "no such incident"},
 		} {

@@ -28,12 +28,15 @@ func Spool(dir, host string, c Config, clk clock.Clock, d client.Declaration, by
 	if err != nil {
 		return Spooled{}, err
 	}
-	i.DeclaredBy = by
+	i.DeclaredBy, i.Unchecked = by, !d.DryRun
 	var s Spooled
 	book, err := leak.OpenBook(filepath.Join(dir, "incidents"), host, clk)
 	recorded := i
 	if err == nil && !d.DryRun {
 		recorded, err = book.Spool(i, d.NoMail)
+	}
+	if err == nil && !d.DryRun && quarantines(&recorded) {
+		_, _ = book.Hold(map[string][]string{recorded.ID: recorded.Clients}) // the record contains alone, too, and the daemon tries again
 	}
 	if s.Err = err; err != nil || d.DryRun {
 		recorded = i
@@ -41,6 +44,7 @@ func Spool(dir, host string, c Config, clk clock.Clock, d client.Declaration, by
 		recorded.Revise(now, "", d.NoMail)
 	}
 	s.Incident = view(&c, &recorded, nil)
+	recorded.Unchecked = false // whoever typed the texts may see them
 	s.Mails, s.MailErr = leak.Compose(recorded, c.Sender, c.client(d.Client).Languages)
 	return s, nil
 }
