@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,11 +15,30 @@ import (
 	"credentialbroker/internal/fake"
 )
 
-// follow runs a Watch and says what came last.
+// follower is what a Watch has given.
 type follower struct {
+	mu     sync.Mutex
 	grants []string // fingerprints
 	at     []time.Time
 	errs   []error
+}
+
+func (f *follower) take(g *Grant, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		f.errs = append(f.errs, err)
+		return
+	}
+	f.grants, f.at = append(f.grants, g.Token.Fingerprint), append(f.at, time.Now())
+}
+
+// had is what it has when nothing more happens now.
+func (f *follower) had() (grants []string, errs []error) {
+	synctest.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.grants), slices.Clone(f.errs)
 }
 
 func (w *world) follow(watch *Watch) (*follower, context.CancelFunc) {
@@ -26,13 +47,8 @@ func (w *world) follow(watch *Watch) (*follower, context.CancelFunc) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			g, err := watch.Next(ctx)
-			switch {
-			case ctx.Err() != nil:
-			case err != nil:
-				f.errs = append(f.errs, err)
-			default:
-				f.grants, f.at = append(f.grants, g.Token.Fingerprint), append(f.at, time.Now())
+			if g, err := watch.Next(ctx); ctx.Err() == nil {
+				f.take(g, err)
 			}
 		}
 	}()
@@ -77,24 +93,26 @@ func TestWatchIsWoken(t *testing.T) {
 		soon := func(what string, grants, errs int) {
 			t.Helper()
 			time.Sleep(time.Second)
-			synctest.Wait()
-			if len(f.grants) != grants || len(f.errs) != errs {
-				t.Fatalf("%s: %d grants, %d errors: %v", what, len(f.grants), len(f.errs), f.errs)
+			gave, failed := f.had()
+			if len(gave) != grants || len(failed) != errs {
+				t.Fatalf("%s: %d grants, %d errors: %v", what, len(gave), len(failed), failed)
 			}
 		}
 		soon("the first", 1, 0)
 		time.Sleep(2 * time.Minute)
 		soon("nothing new", 1, 0)
-		if r, err := w.b.Reject(t.Context(), w.caller, Rejection{Client: "vdab", Status: 401, Fingerprint: f.grants[0]}); err != nil || !r.Replaced {
+		grants, _ := f.had()
+		if r, err := w.b.Reject(t.Context(), w.caller, Rejection{Client: "vdab", Status: 401, Fingerprint: grants[0]}); err != nil || !r.Replaced {
 			t.Fatal(r, err)
 		}
 		soon("rejected", 2, 0)
 		w.b.Contain(map[string]string{"vdab": "2026-0007"})
 		soon("quarantined", 2, 1)
-		wantCode(t, f.errs[0], client.Quarantined)
+		_, errs := f.had()
+		wantCode(t, errs[0], client.Quarantined)
 		w.b.Contain(nil)
 		soon("released: the same token once more", 3, 1)
-		if f.grants[2] != f.grants[1] {
+		if grants, _ = f.had(); grants[2] != grants[1] {
 			t.Error("another token, for no reason")
 		}
 		list := w.config() // without the surface
@@ -102,7 +120,8 @@ func TestWatchIsWoken(t *testing.T) {
 			t.Fatal(err)
 		}
 		soon("not allowed any more", 3, 2)
-		wantCode(t, f.errs[1], client.NotAllowed)
+		_, errs = f.had()
+		wantCode(t, errs[1], client.NotAllowed)
 	})
 }
 
@@ -116,21 +135,19 @@ func TestWatchOutage(t *testing.T) {
 		time.Sleep(time.Second)
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
 		time.Sleep(14 * time.Minute)
-		synctest.Wait()
-		if len(f.grants) != 1 || len(f.errs) != 0 {
-			t.Fatalf("while the token lives: %d grants, %v", len(f.grants), f.errs)
+		grants, errs := f.had()
+		if len(grants) != 1 || len(errs) != 0 {
+			t.Fatalf("while the token lives: %d grants, %v", len(grants), errs)
 		}
 		time.Sleep(2 * time.Minute)
-		synctest.Wait()
-		if len(f.errs) == 0 || len(f.errs) > 30 {
-			t.Fatalf("%d errors", len(f.errs))
+		if _, errs = f.had(); len(errs) == 0 || len(errs) > 30 {
+			t.Fatalf("%d errors", len(errs))
 		}
-		wantCode(t, f.errs[0], client.IssuerUnavailable)
+		wantCode(t, errs[0], client.IssuerUnavailable)
 		w.issuer.Set(fake.Fault{})
 		time.Sleep(5 * time.Minute)
-		synctest.Wait()
-		if len(f.grants) != 2 {
-			t.Errorf("%d grants when it is back", len(f.grants))
+		if grants, _ = f.had(); len(grants) != 2 {
+			t.Errorf("%d grants when it is back", len(grants))
 		}
 	})
 }
@@ -188,10 +205,10 @@ func TestWatchEndsWithItsProcess(t *testing.T) {
 		time.Sleep(time.Second)
 		_ = w.caller.Close()
 		time.Sleep(lookEvery)
-		synctest.Wait()
-		if len(f.grants) != 1 || len(f.errs) == 0 {
-			w.t.Fatalf("%d grants, %v", len(f.grants), f.errs)
+		grants, errs := f.had()
+		if len(grants) != 1 || len(errs) == 0 {
+			w.t.Fatalf("%d grants, %v", len(grants), errs)
 		}
-		wantCode(w.t, f.errs[0], client.NotAllowed)
+		wantCode(w.t, errs[0], client.NotAllowed)
 	})
 }
