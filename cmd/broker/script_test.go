@@ -55,9 +55,35 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
 			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson, "talk": talk, "converse": talkWith, "incidents": startIncidents, "page": runPage, "rotates": playRotation,
-			"pack": packFile, "shown": runShown,
+			"pack": packFile, "shown": runShown, "run": runPageOf,
 		},
 	})
+}
+
+// runPageOf is "run PAGE": it runs the commands of a page's console blocks with
+// the script's socket in place of the installed one, and keeps what they say in
+// out.
+func runPageOf(ts *testscript.TestScript, _ bool, args []string) {
+	var out []byte
+	inside := false
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "```") {
+			inside = line == "```console"
+			continue
+		}
+		if !inside {
+			continue
+		}
+		cmd := exec.Command("sh", "-c", strings.ReplaceAll(line, "/run/credential-broker/broker.sock", ts.Getenv("SOCKET")))
+		said, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		const timedOut = 28 // curl was told when to leave a stream
+		if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != timedOut || !strings.Contains(line, "--max-time")) {
+			ts.Fatalf("%s: %v: %s", line, err, said)
+		}
+		out = append(out, said...)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("out"), out, 0o600))
 }
 
 func mustAbs(p string) string {
