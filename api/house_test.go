@@ -277,8 +277,12 @@ func (h *house) administration() Administration {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.want = fingerprint
+			if h.unknown {
+				return client.Whois{}, &broker.Error{Code: client.NotFound, Detail: "it is not known"}
+			}
 			return client.Whois{Client: "vdab", Fingerprint: fingerprint}, nil
 		},
+		Judge: h.judge,
 		Scan: h.broker.Scan,
 		ConfirmFind: func(c *access.Caller, list []scan.Candidate) [][]scan.Match {
 			h.mu.Lock()

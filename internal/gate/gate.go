@@ -81,6 +81,7 @@ type peer struct {
 	conns   map[*Conn]struct{}
 	bucket  bucket
 	scanned bucket // candidates of scans
+	judged  bucket // tokens that nobody here knows
 }
 
 // Conn is a connection with its caller. net/http reads it.
@@ -255,7 +256,7 @@ func (p *peer) oldestIdle() *Conn {
 func (p *Pool) prune() {
 	now := p.now()
 	for uid, peer := range p.peers {
-		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) {
+		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) && peer.judged.full(now) {
 			delete(p.peers, uid)
 		}
 	}
