@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"strings"
@@ -112,17 +113,19 @@ func TestVouchSelfSigned(t *testing.T) {
 	if err != nil || got.ClientID != clientID || got.JTI != tok.JTI || got.Issued.IsZero() {
 		t.Errorf("%+v, %v", got, err)
 	}
+	claimed := b64(`{"alg":"HS512"}`) + "." + parts[1] + "."
 	for name, x := range map[string]struct {
 		m     Material
 		token string
 	}{
-		"another secret": {bundle(map[string]string{"client_secret": "other"}), jwt},
-		"no secret":      {bundle(nil), jwt},
-		"HS512":          {zgw(), b64(`{"alg":"HS512"}`) + "." + parts[1] + "." + parts[2]},
-		"none":           {zgw(), b64(`{"alg":"none"}`) + "." + parts[1] + "."},
-		"changed":        {zgw(), parts[0] + "." + b64(`{"client_id":"x"}`) + "." + parts[2]},
-		"no base64":      {zgw(), parts[0] + "." + parts[1] + ".?"},
-		"opaque":         {zgw(), "opaque"},
+		"another name for HS256": {zgw(), claimed + macOf(sha256.New, zgwSecret, claimed)},
+		"another secret":         {bundle(map[string]string{"client_secret": "other"}), jwt},
+		"no secret":              {bundle(nil), jwt},
+		"HS512":                  {zgw(), b64(`{"alg":"HS512"}`) + "." + parts[1] + "." + parts[2]},
+		"none":                   {zgw(), b64(`{"alg":"none"}`) + "." + parts[1] + "."},
+		"changed":                {zgw(), parts[0] + "." + b64(`{"client_id":"x"}`) + "." + parts[2]},
+		"no base64":              {zgw(), parts[0] + "." + parts[1] + ".?"},
+		"opaque":                 {zgw(), "opaque"},
 	} {
 		if got, err := c.Vouch(t.Context(), x.m, []byte(x.token)); err == nil || (got != Statement{}) {
 			t.Errorf("%s: %+v", name, got)

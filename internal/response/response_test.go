@@ -371,6 +371,19 @@ func TestSuspicion(t *testing.T) {
 	})
 }
 
+// A refusal of what works all the same is no suspicion.
+func TestRefusalThatEnded(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		d.mustGet()
+		time.Sleep(time.Minute)
+		d.log.Note(audit.Event{Type: audit.TokenRefused, Client: "vdab", Version: "1", Code: "invalid_client", Detail: map[string]string{audit.AlarmKey: "refused"}})
+		time.Sleep(5 * time.Minute)
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
 // What a scan finds is a suspicion, too: one, however often it is found.
 func TestScanIsASuspicion(t *testing.T) {
 	inDesk(t, func(d *desk) {
@@ -435,7 +448,11 @@ func TestAutomatic(t *testing.T) {
 			t.Error(err)
 		}
 		before := len(d.relay.taken())
-		found("live", "client_secret")
+		d.r.found(&audit.Entry{Event: audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "client_secret", Detail: map[string]string{"form": "base64", "state": "live"}}})
+		if _, err := d.get(); err == nil {
+			t.Error("it is contained later than recorded")
+		}
+		time.Sleep(time.Minute)
 		list := incidents()
 		if len(list) != 4 || list[0].State != "open" || list[0].Severity != "suspected" || list[0].Policy != "quarantine" || !strings.Contains(string(d.record(list[0].ID)), `"client_secret"`) {
 			t.Fatalf("%+v", list[0])
