@@ -10,6 +10,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/secret"
 )
 
@@ -21,7 +22,7 @@ const whoisForm = `{"access_token" or "fingerprint", "client"}`
 
 // judgeLimits is how many tokens a user may have judged: as many as a person
 // has to look into, and too few to burden an issuer.
-func judgeLimits() *Limits { return &Limits{RequestsPerSecond: 1, Burst: 20} }
+func judgeLimits() gate.Limits { return gate.Limits{RequestsPerSecond: 1, Burst: 20} }
 
 // A question is the body of a whois request.
 type question struct {
@@ -65,8 +66,8 @@ func (s *Server) judge(r *http.Request, c *access.Caller, q question, unknown *b
 				Detail: "to ask a client's issuer about a token you have to " + roles.need(Operate)}
 		}
 	}
-	if conn, ok := r.Context().Value(connKey{}).(*conn); ok {
-		if wait := conn.peer.judged.take(conn.pool.now(), judgeLimits()); wait > 0 {
+	if conn := gate.From(r.Context()); conn != nil {
+		if wait := conn.AdmitJudging(judgeLimits()); wait > 0 {
 			s.rateLimited.Add(1)
 			return client.Whois{}, &broker.Error{Code: client.RateLimited, RetryAfter: max(wait, time.Second),
 				Detail: "the audit log does not know that token, and this user has had many judged: ask again after Retry-After"}

@@ -178,21 +178,20 @@ type signature struct {
 // strings into token, so it must not outlive it.
 func (c *Client) signature(ctx context.Context, token []byte) (s signature, err error) {
 	jws, parseErr := jose.ParseSignedCompact(view(token), c.algorithms)
+	if parseErr == nil {
+		s.jws = jws
+	}
 	keys, err := c.keys.get(ctx, func(list []jose.JSONWebKey) bool {
-		if parseErr == nil {
+		if s.jws != nil {
 			s.found, s.signed = signer(jws, list)
 		}
-		return parseErr != nil || s.found && s.signed
+		return s.jws == nil || s.found && s.signed
 	})
 	if err != nil {
 		return s, err
 	}
 	s.known = keys != nil // else the metadata name no jwks_uri
-	if parseErr != nil {
-		return s, nil
-	}
-	s.jws = jws
-	if s.known && !s.signed && !critical(jws) {
+	if s.jws != nil && s.known && !s.signed && !critical(jws) {
 		s.found, s.signed = signer(jws, keys)
 	}
 	return s, nil

@@ -377,6 +377,11 @@ func (c *Conn) AdmitScan(l Limits, n int) time.Duration {
 	return c.peer.scanned.takeMany(c.pool.now(), &l, int64(n))
 }
 
+// AdmitJudging is the same for one token that is to be judged.
+func (c *Conn) AdmitJudging(l Limits) time.Duration {
+	return c.peer.judged.take(c.pool.now(), &l)
+}
+
 // MustLive ends the request without an answer if whoever opened the connection
 // has exited: what holds it now is somebody else.
 func (c *Conn) MustLive() {
