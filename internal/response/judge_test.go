@@ -19,6 +19,7 @@ import (
 	"credentialbroker/internal/fake"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
+	"credentialbroker/providers"
 )
 
 // elsewhere gets a token with the client's secret, as a thief does.
@@ -88,9 +89,12 @@ func TestForeignToken(t *testing.T) {
 			t.Errorf("%+v, %v, %v", again, err, d.alarms())
 		}
 		d.stop()
+		d.store.SetFault(providers.Unavailable)
 		d.start() // which knows that it has told
 		_, err = d.judge(token, "")
 		wantCode(t, err, client.NotFound, "was not yet: ask again")
+		d.store.SetFault("")
+		time.Sleep(5 * time.Minute)
 		d.mustGet()
 		again, err = d.judge(token, "")
 		time.Sleep(time.Minute)

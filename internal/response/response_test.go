@@ -479,6 +479,26 @@ func TestAutomatic(t *testing.T) {
 	})
 }
 
+// A draft does not hold up what is to be sent.
+func TestAutomaticBesideDraft(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		one := d.config.Clients["vdab"]
+		one.Automatic = true
+		d.config.Clients["vdab"] = one
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		for _, state := range []string{"retired", "live", "live"} {
+			d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "api_key",
+				Detail: map[string]string{"form": "clear", "state": state, audit.AlarmKey: "found"}})
+			time.Sleep(time.Minute)
+		}
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 2 || list[0].State != "open" || list[1].State != "draft" {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
 // What a person has declared, a scan does not declare again.
 func TestAutomaticIsNotTwice(t *testing.T) {
 	inDesk(t, func(d *desk) {

@@ -81,19 +81,19 @@ func kindOf(field string) leak.Credential {
 		"api_key": leak.APIKey, "private_key": leak.PrivateKey}[field], leak.Unknown)
 }
 
-// suspect records i, unless there is one of its kind, and raises the alarm. The
-// caller holds mu.
+// suspect records i, unless it is a draft and there is one of its kind, and
+// raises the alarm. The caller holds mu.
 func (r *Responder) suspect(detail string, i leak.Incident) (id string) {
 	name := i.Clients[0]
 	if _, ok := r.config.Clients[name]; !ok {
 		return ""
 	}
-	now, key := r.o.Clock.Now(), name+" "+i.FoundBy
+	now, key := r.o.Clock.Now(), name+" "+i.FoundBy+" "+string(i.State)
 	last, told := r.suspected[key]
 	quiet := told && now.Sub(last) < time.Hour
 	list, _ := r.book.List()
 	for _, old := range list {
-		if old.Drill || old.Clients[0] != name || old.FoundBy != i.FoundBy {
+		if i.State != leak.Draft || old.Drill || old.Clients[0] != name || old.FoundBy != i.FoundBy { // a draft does not hold a report up
 			continue
 		}
 		quiet = quiet || now.Wall.Sub(old.DeclaredAt) < time.Hour // a process before this one has told
