@@ -15,6 +15,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/scan"
+	"credentialbroker/internal/secret"
 )
 
 // Administration is the daemon behind the admin socket. Every field is needed.
@@ -68,6 +69,9 @@ type Administration struct {
 	AddEvidence func(ctx context.Context, c *access.Caller, id string, evidence json.RawMessage) (client.Incident, error)
 	// Whois follows the token of a fingerprint through the audit log.
 	Whois func(ctx context.Context, fingerprint string) (client.Whois, error)
+	// Judge says what a token shows that the log does not know; name is the
+	// client whose issuer may be asked about it, or empty.
+	Judge func(ctx context.Context, token secret.Secret, fingerprint, name string) (client.Whois, error)
 	// Scan gives the filter for a scan; ConfirmFind says what stands in its
 	// candidates, which it wipes.
 	Scan        func() (scan.Filter, []broker.Unscannable)

@@ -69,6 +69,8 @@ type house struct {
 	brought    map[string]secret.Secret // fields of an intake
 	candidates []scan.Candidate         // the very ones that were asked about
 	told       []map[string]string      // what Act was told besides
+	unknown    bool                     // whois finds nothing
+	judged     string                   // the token that was judged, and the client that was named
 	inner      Administration
 }
 
@@ -277,9 +279,13 @@ func (h *house) administration() Administration {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.want = fingerprint
+			if h.unknown {
+				return client.Whois{}, &broker.Error{Code: client.NotFound, Detail: "it is not known"}
+			}
 			return client.Whois{Client: "vdab", Fingerprint: fingerprint}, nil
 		},
-		Scan: h.broker.Scan,
+		Judge: h.judge,
+		Scan:  h.broker.Scan,
 		ConfirmFind: func(c *access.Caller, list []scan.Candidate) [][]scan.Match {
 			h.mu.Lock()
 			h.candidates = append(h.candidates, list...)
@@ -304,6 +310,18 @@ func (h *house) asked(name string, what any) (client.Key, error) {
 
 // incident remembers what the daemon was asked for, of a client or incident
 // that there is.
+// judge is the daemon's: it keeps what it was asked.
+func (h *house) judge(_ context.Context, token secret.Secret, fingerprint, name string) (client.Whois, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_ = token.Use(func(b []byte) error { h.judged = string(b) + " " + fingerprint + " " + name; return nil })
+	h.given = token
+	if name == "" {
+		return client.Whois{}, &broker.Error{Code: client.NotFound, Detail: "it cannot be told"}
+	}
+	return client.Whois{Client: name, Fingerprint: fingerprint, Foreign: true, Reason: "it is", Incident: "2026-0008"}, nil
+}
+
 func (h *house) incident(c *access.Caller, name string, what any) (client.Incident, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

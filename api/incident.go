@@ -2,8 +2,6 @@ package api
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -26,7 +24,6 @@ const (
 	maxHost      = 253 // characters of a host's name (RFC 1035, section 2.3.4)
 	declareForm  = `{"client", "severity", "what", "happened", …}, as in openapi.yaml`
 	closeForm    = `{"old_still_valid", "as"}`
-	whoisForm    = `{"access_token" or "fingerprint"}`
 	incidentForm = "2026-0007@web1"
 )
 
@@ -142,26 +139,6 @@ func (s *Server) addEvidence(w http.ResponseWriter, r *http.Request, c *access.C
 // actOn records an act on an incident.
 func (s *Server) actOn(r *http.Request, c *access.Caller, act, id string) error {
 	return s.act(r, c, act, "", map[string]string{"incident": id})
-}
-
-func (s *Server) whois(w http.ResponseWriter, r *http.Request, _ *access.Caller, _ string) error {
-	if err := noQuery(r); err != nil {
-		return err
-	}
-	body, err := s.readBody(w, r)
-	if err != nil {
-		return err
-	}
-	fingerprint, err := parseWhois(body)
-	if err != nil {
-		return err
-	}
-	defer s.alone()()
-	who, err := s.cfg.Administration.Whois(r.Context(), fingerprint)
-	if who.Holders == nil {
-		who.Holders = []client.Holder{}
-	}
-	return s.done(w, who, err)
 }
 
 // parseDeclaration reads the body of a declaration and wipes it. Its errors do
@@ -307,35 +284,6 @@ func parseClose(body []byte) (how client.IncidentClose, err error) {
 	}
 	how.As, err = prose(m, "as")
 	return how, err
-}
-
-// parseWhois reads the body of a whois request, and wipes it. A token becomes
-// its fingerprint, and is never a string.
-func parseWhois(body []byte) (fingerprint string, err error) {
-	defer clear(body)
-	m, err := members(body, whoisForm, "access_token", "fingerprint")
-	if err != nil {
-		return "", err
-	}
-	defer wipe(m)
-	token, byToken := m["access_token"]
-	if _, byFingerprint := m["fingerprint"]; byToken == byFingerprint {
-		return "", invalid("name the token by one of access_token and fingerprint")
-	}
-	if byToken {
-		value, _ := text(token)
-		defer clear(value)
-		if !validToken(value) {
-			return "", invalid("access_token is a string of printable ASCII without spaces, at most 16384 bytes")
-		}
-		sum := sha256.Sum256(value)
-		return base64.RawURLEncoding.EncodeToString(sum[:]), nil
-	}
-	value, _ := text(m["fingerprint"])
-	if !validFingerprint(string(value)) {
-		return "", invalid("fingerprint is 43 characters of base64url, as /token gives it")
-	}
-	return string(value), nil
 }
 
 // validIncident says whether an incident could be called so, here (2026-0007)

@@ -224,6 +224,11 @@ type LeakPolicy struct {
 	Confirmed string `yaml:"confirmed" check:"quarantine|rotate|keep-serving"`
 	// Suspected is for the suspicion of one. Missing: keep-serving.
 	Suspected string `yaml:"suspected" check:"quarantine|rotate|keep-serving"`
+	// Automatic is send to have what a scan finds (broker scan) reported to the
+	// issuer at once, as a suspicion, with the policy of one: an issuer may then
+	// stop the client. Missing: a person has to confirm it, as every other
+	// suspicion of the daemon's own.
+	Automatic string `yaml:"automatic" check:"send"`
 }
 
 // Leak says who reports a leak, and how.

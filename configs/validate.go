@@ -226,6 +226,10 @@ func (k *checker) client(name string, c *Client) {
 		c.entries = append(c.entries, k.kept(fmt.Sprintf("%s.allow[%d]", path, i)))
 	}
 	k.settings(path, c)
+	if at := path + ".leak.automatic"; c.Leak.Automatic != "" && k.whole && !k.bad[path+".preset"] && !k.bad[path+".leak_contacts"] {
+		k.when(k.c.Leak == nil, at, "nothing can be sent: there is no section leak", "", "add leak: with organisation, on_call and smtp, or remove automatic")
+		k.when(k.c.Leak != nil && len(c.LeakContacts) == 0, at, "there is nobody to send it to: the client has no leak_contacts", "", "set leak_contacts, or remove automatic")
+	}
 }
 
 func (k *checker) entry(path string, err error) {

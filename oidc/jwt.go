@@ -125,34 +125,19 @@ func (c *Client) verify(ctx context.Context, a *answer, token []byte, cl claims)
 	if c.keys == nil {
 		return nil
 	}
-	// The object holds strings into token, so it must not outlive this call.
-	jws, parseErr := jose.ParseSignedCompact(view(token), c.algorithms)
-	found, signed := false, false
-	keys, err := c.keys.get(ctx, func(list []jose.JSONWebKey) bool {
-		if parseErr == nil {
-			found, signed = signer(jws, list)
-		}
-		return parseErr != nil || found && signed
-	})
-	if err != nil {
-		return err
-	}
-	if keys == nil {
-		return nil // the metadata name no jwks_uri
-	}
-	if parseErr != nil {
-		return a.protocol("the broker takes "+algorithmNames(c.algorithms), "the token is a JWT that is not signed with an allowed algorithm")
-	}
-	if critical(jws) {
-		return a.protocol("ask the issuer for tokens without crit and b64", "the token's header has a critical extension")
-	}
-	if !signed {
-		found, signed = signer(jws, keys)
-	}
+	s, err := c.signature(ctx, token)
 	switch {
-	case !found:
+	case err != nil:
+		return err
+	case !s.known:
+		return nil // the metadata name no jwks_uri
+	case s.jws == nil:
+		return a.protocol("the broker takes "+algorithmNames(c.algorithms), "the token is a JWT that is not signed with an allowed algorithm")
+	case critical(s.jws):
+		return a.protocol("ask the issuer for tokens without crit and b64", "the token's header has a critical extension")
+	case !s.found:
 		return a.protocol("check that jwks_uri is the one that the issuer's metadata names", "the token is signed with a key that jwks_uri does not list")
-	case !signed:
+	case !s.signed:
 		return a.protocol("if this lasts, ask the issuer: somebody else may be answering in its place", "the token's signature is wrong")
 	case cl.iss != c.profile.Issuer:
 		return a.protocol("compare issuer with the issuer in its metadata document, to the letter", "the token is from another issuer")

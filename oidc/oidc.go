@@ -215,9 +215,11 @@ type Token struct {
 
 // An Introspection is what the issuer says of a token (RFC 7662 §2.2).
 type Introspection struct {
-	Active  bool
-	Scope   string
-	Expires time.Time // zero: it does not say
+	Active   bool
+	ClientID string // whom the token was issued to; empty: it does not say
+	Scope    string
+	Issued   time.Time // zero: it does not say
+	Expires  time.Time // zero: it does not say
 }
 
 // Open makes a client of p. It does no I/O beyond reading p's ca_file. rt is

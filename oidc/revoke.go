@@ -3,7 +3,6 @@ package oidc
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"credentialbroker/internal/outbound"
 	"credentialbroker/internal/secret"
@@ -55,10 +54,12 @@ func (c *Client) Introspect(ctx context.Context, m Material, token secret.Secret
 	if i.Scope, _, err = granted("", members["scope"]); err != nil {
 		return Introspection{}, a.protocol("", "the answer's scope is no list of scopes")
 	}
-	const end = 253402300799 // of the year 9999
-	if exp, ok := number(members["exp"]); ok && exp >= 1 && exp <= end {
-		i.Expires = time.Unix(int64(exp), 0).UTC()
+	if id, ok := text(members["client_id"]); ok && printable(id, maxJTI) {
+		i.ClientID = string(id)
 	}
+	exp, _ := number(members["exp"])
+	iat, _ := number(members["iat"])
+	i.Expires, i.Issued = moment(exp), moment(iat)
 	return i, nil
 }
 

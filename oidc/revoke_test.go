@@ -82,7 +82,9 @@ func TestIntrospect(t *testing.T) {
 		want Introspection
 		ok   bool
 	}{
-		{`{"active":true,"scope":"a  b","exp":1700000000,"token_type":"Bearer","x":[1]}`, Introspection{true, "a b", time.Unix(1700000000, 0).UTC()}, true},
+		{`{"active":true,"scope":"a  b","exp":1700000000,"iat":1600000000,"client_id":"c","token_type":"Bearer","x":[1]}`,
+			Introspection{true, "c", "a b", time.Unix(1600000000, 0).UTC(), time.Unix(1700000000, 0).UTC()}, true},
+		{`{"active":true,"client_id":7,"iat":-1}`, Introspection{Active: true}, true},
 		{`{"active":true}`, Introspection{Active: true}, true},
 		{`{"active":true,"exp":"1700000000"}`, Introspection{Active: true, Expires: time.Unix(1700000000, 0).UTC()}, true},
 		{`{"active":true,"exp":-1}`, Introspection{Active: true}, true},

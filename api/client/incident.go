@@ -65,6 +65,18 @@ func (a *Admin) Whois(ctx context.Context, fingerprint string) (*Whois, error) {
 	return send[Whois](ctx, a.dial(), "/v1/whois", map[string]string{"fingerprint": fingerprint})
 }
 
+// WhoisToken has a token judged that the audit log does not know: whether it
+// was issued to one of the clients, elsewhere. name is the client whose issuer
+// may be asked about it (RFC 7662); empty: none is asked. A *Problem of code
+// NotFound says why it cannot be told (role observe; with a name: operate).
+func (a *Admin) WhoisToken(ctx context.Context, token, name string) (*Whois, error) {
+	body := map[string]string{"access_token": token}
+	if name != "" {
+		body["client"] = name
+	}
+	return send[Whois](ctx, a.dial(), "/v1/whois", body)
+}
+
 func incidentPath(id, what string) string { return "/v1/incidents/" + url.PathEscape(id) + what }
 
 // A Declaration is a leak, or the suspicion of one: the body of POST
@@ -180,6 +192,12 @@ type Whois struct {
 	Valid   bool     `json:"valid"`
 	Current bool     `json:"current"` // the broker hands it out now
 	Holders []Holder `json:"holders"`
+	// Foreign: the client's issuer issued it, and this host certainly did not.
+	Foreign bool `json:"foreign,omitempty"`
+	// Reason is what shows that, for a person.
+	Reason string `json:"reason,omitempty"`
+	// Incident is the draft of one that was made of it. Empty: none.
+	Incident string `json:"incident,omitempty"`
 }
 
 // A Holder is a process that was handed something.

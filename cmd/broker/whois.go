@@ -19,6 +19,7 @@ import (
 
 func whoisCommand(s *sockets) *cobra.Command {
 	var asJSON bool
+	var name string
 	c := &cobra.Command{Use: "whois", Short: "Say whose a token is, and who got it",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 { // not repeated: it may be a token
@@ -27,15 +28,19 @@ func whoisCommand(s *sockets) *cobra.Command {
 			return nil
 		},
 		Long: "Read a token, or the fingerprint of one, from standard input, and say from the audit log of this host whose it is,\n" +
-			"when it was issued, who got it, and whether it is still valid. Only its fingerprint leaves this command.\n" +
-			"Exit code 65: this host does not know it.",
-		Example: "  broker whois < found-token.txt\n  printf %s 47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU | broker whois",
+			"when it was issued, who got it, and whether it is still valid.\n\n" +
+			"A token that the log does not know is judged by the daemon: if it carries the signature of a client's issuer, and\n" +
+			"this host certainly never issued it, somebody else may have the client's secret; then there is a draft of an\n" +
+			"incident, and your organisation's own contacts are told. With --client the client's issuer is asked about the token,\n" +
+			"which goes there: for tokens that are no JWT. Else only the daemon sees it, and no record holds it.\n" +
+			"Exit code 65: nobody knows it, or it cannot be judged; the message says why.",
+		Example: "  broker whois < found-token.txt\n  broker whois --client acm < opaque-token.txt\n  printf %s 47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU | broker whois",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			given, err := readToken(cmd.Context(), os.Stdin, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			who, err := askWhois(cmd.Context(), s.administration(), given)
+			who, err := askWhois(cmd.Context(), s.administration(), given, name)
 			if err != nil {
 				return err
 			}
@@ -46,6 +51,7 @@ func whoisCommand(s *sockets) *cobra.Command {
 			return nil
 		}}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&name, "client", "", "client whose issuer may be asked about the token")
 	return c
 }
 
@@ -78,14 +84,18 @@ func readToken(ctx context.Context, in *os.File, prompt io.Writer) (string, erro
 }
 
 // askWhois takes what was given for a token, and if no such token is known, for
-// a fingerprint: 43 characters may be either.
-func askWhois(ctx context.Context, a *client.Admin, given string) (*client.Whois, error) {
+// a fingerprint: 43 characters may be either. What is known as neither is
+// judged as a token.
+func askWhois(ctx context.Context, a *client.Admin, given, name string) (*client.Whois, error) {
 	sum := sha256.Sum256([]byte(given))
 	who, err := a.Whois(ctx, base64.RawURLEncoding.EncodeToString(sum[:]))
 	var p *client.Problem
 	unknown := func() bool { return errors.As(err, &p) && p.Code == client.NotFound }
 	if b, bad := base64.RawURLEncoding.DecodeString(given); unknown() && bad == nil && len(b) == sha256.Size {
 		who, err = a.Whois(ctx, given)
+	}
+	if unknown() {
+		who, err = a.WhoisToken(ctx, given, name)
 	}
 	if unknown() {
 		return nil, failure{exitData, errors.New(p.Detail)}
@@ -113,12 +123,21 @@ func printWhois(out io.Writer, w *client.Whois, now time.Time) {
 		line("valid", "no: it was revoked "+spoken(w.Revoked))
 	case w.Valid && w.Current:
 		line("valid", "yes, and handed out now")
+	case w.Valid && w.Foreign:
+		line("valid", "yes, as far as is known here")
 	case w.Valid:
 		line("valid", "yes, as far as is known here; it is not handed out any more")
 	case !w.Expires.IsZero() && now.After(w.Expires):
 		line("valid", "no: it has expired")
 	default:
 		line("valid", "not known")
+	}
+	if w.Foreign {
+		line("suspicion", w.Reason)
+		if w.Incident != "" {
+			line("incident", w.Incident+", a draft: broker leak show "+w.Incident)
+		}
+		return
 	}
 	if len(w.Holders) == 0 {
 		line("got by", "nobody on this host, as far as the audit log says")

@@ -42,8 +42,8 @@ func (s *server) administration(metrics prometheus.Gatherer) api.Administration 
 		},
 		Declare: s.response.Declare, Incidents: s.response.Incidents, Incident: s.response.Incident, Release: s.response.Release,
 		Close: s.response.Close, Drill: s.response.Drill, Evidence: s.response.Evidence, AddEvidence: s.response.AddEvidence,
-		Whois: s.whois,
-		Scan:  s.broker.Scan, ConfirmFind: s.broker.ConfirmFind,
+		Whois: s.whois, Judge: s.response.Judge,
+		Scan: s.broker.Scan, ConfirmFind: s.broker.ConfirmFind,
 		Metrics:  promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}),
 		AuditDir: filepath.Join(s.paths.state, "audit"),
 	}

@@ -1,7 +1,10 @@
 package broker
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -232,7 +235,8 @@ func (b *Broker) noteRejection(cl *cachedClient, c *access.Caller, keyFault bool
 type denials struct {
 	mu    sync.Mutex
 	m     map[denial]*denied
-	users map[uint32]int // how many different ones each user has in m
+	users map[uint32]int       // how many different ones each user has in m
+	told  map[uint32]time.Time // when the last alarm about a user was
 }
 
 type denial struct {
@@ -259,9 +263,11 @@ type denied struct {
 }
 
 const (
-	denialsOfUser = 16   // different ones within a minute; further ones are one
-	manyDenials   = 4096 // of all users
-	longestName   = 20   // is shorter than secrets are
+	denialsOfUser = 16        // different ones within a minute; further ones are one
+	manyDenials   = 4096      // of all users
+	denialQuiet   = time.Hour // between alarms about one user
+	manyTold      = 64        // users that there are alarms about within that time
+	longestName   = 20        // is shorter than secrets are
 )
 
 // count records that a request was refused. What the caller wrote may be
@@ -333,8 +339,33 @@ func (d *denials) add(b *Broker, c *access.Caller, t audit.Type, what denialOf) 
 		d.users = map[uint32]int{}
 	}
 	d.users[c.UID]++
+	e := key.audited(s)
+	if t == audit.AccessDenied && d.alarm(c.UID, now) {
+		if e.Detail == nil {
+			e.Detail = map[string]string{}
+		}
+		e.Detail[audit.AlarmKey] = fmt.Sprintf("user %d was refused %s: broker audit denied says what, and what would allow it; there is one alarm an hour about a user",
+			c.UID, cmp.Or(key.what.client, "an administrative act"))
+	}
 	d.mu.Unlock()
-	b.o.Audit.Note(key.audited(s))
+	b.o.Audit.Note(e)
+}
+
+// alarm says whether this is the first refusal of a user within the hour.
+// Anyone local can knock, so it is an alarm at most, and no incident.
+func (d *denials) alarm(uid uint32, now time.Time) bool {
+	if last, ok := d.told[uid]; ok && now.Sub(last).Abs() < denialQuiet {
+		return false
+	}
+	maps.DeleteFunc(d.told, func(_ uint32, last time.Time) bool { return now.Sub(last).Abs() >= denialQuiet })
+	if len(d.told) >= manyTold {
+		return false
+	}
+	if d.told == nil {
+		d.told = map[uint32]time.Time{}
+	}
+	d.told[uid] = now
+	return true
 }
 
 // flush writes the counts and begins anew.

@@ -277,10 +277,10 @@ func wipeFields(m map[string]secret.Secret) {
 
 // introspected asks the issuer about a token that is in hand; known is false
 // if it cannot be asked.
-func (b *Broker) introspected(ctx context.Context, cl *cachedClient, h *held) (in oidc.Introspection, known bool, err error) {
+func (b *Broker) introspected(ctx context.Context, cl *cachedClient, token secret.Secret) (in oidc.Introspection, known bool, err error) {
 	err = cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
 		var err error
-		in, err = cl.issuer.Introspect(ctx, m, h.token.Access)
+		in, err = cl.issuer.Introspect(ctx, m, token)
 		return err
 	})
 	var e *oidc.Error

@@ -116,7 +116,7 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	if skew := h.token.Skew; skew.Abs() > skewTolerated {
 		say("clock", name, client.Warning, "the issuer's clock is %s ahead of ours: check that this host's time is synchronised", skew.Round(time.Second))
 	}
-	switch in, known, err := b.introspected(ctx, cl, h); {
+	switch in, known, err := b.introspected(ctx, cl, h.token.Access); {
 	case err != nil:
 		say("introspection", name, client.Warning, "%s", detail(err))
 	case known && !in.Active:

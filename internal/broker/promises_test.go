@@ -399,6 +399,17 @@ func TestDenied(t *testing.T) {
 		if n := w.events()[audit.AccessDenied]; n != 3 { // two first ones, one count
 			t.Errorf("%d denials on record for 502 requests, want 3", n)
 		}
+		if n := w.alarmsOf(audit.AccessDenied); n != 1 {
+			t.Errorf("%d alarms, want 1", n)
+		}
+		time.Sleep(time.Hour)
+		for range 500 {
+			_, _ = w.get(Request{})
+		}
+		time.Sleep(2 * time.Minute)
+		if n := w.alarmsOf(audit.AccessDenied); n != 2 {
+			t.Errorf("%d alarms within two hours, want 2", n)
+		}
 	})
 }
 

@@ -197,6 +197,20 @@ func wantCode(t testing.TB, err error, code client.Code) *Error {
 	return e
 }
 
+// alarmsOf counts the alarms of a type.
+func (w *world) alarmsOf(t audit.Type) (n int) {
+	w.t.Helper()
+	for e, err := range audit.Read(filepath.Join(w.dir, "audit"), 0) {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if e.Type == t && e.Detail[audit.AlarmKey] != "" {
+			n++
+		}
+	}
+	return n
+}
+
 // events reads the audit log back and counts its types.
 func (w *world) events() map[audit.Type]int {
 	w.t.Helper()

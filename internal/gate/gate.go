@@ -81,6 +81,7 @@ type peer struct {
 	conns   map[*Conn]struct{}
 	bucket  bucket
 	scanned bucket // candidates of scans
+	judged  bucket // tokens that nobody here knows
 }
 
 // Conn is a connection with its caller. net/http reads it.
@@ -255,7 +256,7 @@ func (p *peer) oldestIdle() *Conn {
 func (p *Pool) prune() {
 	now := p.now()
 	for uid, peer := range p.peers {
-		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) {
+		if len(peer.conns) == 0 && peer.bucket.full(now) && peer.scanned.full(now) && peer.judged.full(now) {
 			delete(p.peers, uid)
 		}
 	}
@@ -374,6 +375,11 @@ func (c *Conn) Admit() (wait time.Duration, over bool) {
 // or none, and returns how long to wait.
 func (c *Conn) AdmitScan(l Limits, n int) time.Duration {
 	return c.peer.scanned.takeMany(c.pool.now(), &l, int64(n))
+}
+
+// AdmitJudging is the same for one token that is to be judged.
+func (c *Conn) AdmitJudging(l Limits) time.Duration {
+	return c.peer.judged.take(c.pool.now(), &l)
 }
 
 // MustLive ends the request without an answer if whoever opened the connection

@@ -123,6 +123,7 @@ type desk struct {
 	clock  *clock.Bubble
 	skew   atomic.Int64 // of the wall clock
 	config Config
+	hosts  int // of the client; 0: 1
 
 	log    *audit.Log
 	b      *broker.Broker
@@ -135,6 +136,8 @@ const (
 	theID     = "kCVy8fpVSU50zFzi8TIC"
 	theSecret = "first-secret-7f3a9"
 	theKey    = "api-key-51c07"
+
+	theSigningSecret = "a-signing-secret-90b1e"
 )
 
 // inDesk runs f in a bubble of fake time.
@@ -150,6 +153,7 @@ func inDesk(t *testing.T, f func(d *desk)) {
 		}
 		d.down = &gate{rt: d.issuer.RoundTripper()}
 		d.secret(theSecret)
+		d.store.Set("zgw", map[string]string{"client_id": "signer", "client_secret": theSigningSecret})
 		d.config = testConfig(rel.port)
 		d.start()
 		defer func() { d.stop() }()
@@ -169,10 +173,13 @@ func (d *desk) secret(s string) {
 }
 
 func (d *desk) clients() []broker.Client {
-	return []broker.Client{{Name: "vdab", Provider: d.store, ProviderName: "store",
+	signer := broker.Client{Name: "zgw", Provider: d.store, ProviderName: "store", Allow: []access.Entry{{User: strconv.Itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.JWT}}},
+		Issuer:   &oidc.Profile{Grant: oidc.SelfSigned},
+		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "zgw"}}, Required: []string{"client_id", "client_secret"}, Prove: rotation.ProveNone}}
+	return []broker.Client{signer, {Name: "vdab", Provider: d.store, ProviderName: "store",
 		Allow:  []access.Entry{{User: strconv.Itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.Headers}}},
 		Issuer: &oidc.Profile{Issuer: "http://127.0.0.1/as", ClientAuth: oidc.SecretBasic}, Transport: d.down,
-		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}}, Required: []string{"client_id", "client_secret"}}}}
+		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}}, Required: []string{"client_id", "client_secret"}, Hosts: d.hosts}}}
 }
 
 // start starts the daemon, anew after a stop: what is on the disk stays.
@@ -268,6 +275,16 @@ func (d *desk) step(id, what string) (outcome leak.Outcome, detail string) {
 		}
 	}
 	return outcome, detail
+}
+
+// record is what the book holds of an incident.
+func (d *desk) record(id string) []byte {
+	d.t.Helper()
+	i, err := d.r.Incident(d.t.Context(), id)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return i.Record
 }
 
 // alarms counts those of the audit log about incidents, by code.

@@ -239,8 +239,7 @@ func (w *watcher) look(r *Responder) {
 		case audit.TokenRefused:
 			w.later = append(w.later, refusal{e.Client, e.Version, now.Add(refusalTime)})
 		case audit.SecretFound:
-			r.Suspect(e.Client, "scan", fmt.Sprintf("A scan of this host's files found the %s of the client where it does not belong (%s, %s). Whoever ran it knows where.",
-				strings.ReplaceAll(e.Code, "_", " "), e.Detail["state"], e.Detail["form"]))
+			r.found(&e)
 		}
 	}
 	w.later = slices.DeleteFunc(w.later, func(f refusal) bool {
@@ -260,7 +259,7 @@ func (r *Responder) refused(f refusal) {
 	r.mu.Unlock()
 	for _, s := range r.o.Broker.Status() {
 		if k := s.Credential; had && s.Name == f.client && string(k.Version) == f.version && k.Dead && k.Candidate == "" && s.Quarantined == "" {
-			r.Suspect(f.client, "invalid_client", fmt.Sprintf("The issuer refuses version %s of the secret, which had worked and was not replaced here: somebody else may have replaced or revoked it.", f.version))
+			r.Suspect(f.client, causeRefused, fmt.Sprintf("The issuer refuses version %s of the secret, which had worked and was not replaced here: somebody else may have replaced or revoked it.", f.version))
 		}
 	}
 }

@@ -83,6 +83,9 @@ type Client struct {
 	Confirmed leak.Policy
 	// Suspected is the policy for a suspicion. Empty: keep-serving.
 	Suspected leak.Policy
+	// Automatic: what a scan finds is reported to the issuer at once, as a
+	// suspicion. Nothing else that the daemon suspects ever is.
+	Automatic bool
 	// Steps tell a person how the secret is replaced.
 	Steps []string
 	// Keys: it authenticates with a key of its own.

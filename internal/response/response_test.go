@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
@@ -370,6 +371,19 @@ func TestSuspicion(t *testing.T) {
 	})
 }
 
+// A refusal of what works all the same is no suspicion.
+func TestRefusalThatEnded(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		d.mustGet()
+		time.Sleep(time.Minute)
+		d.log.Note(audit.Event{Type: audit.TokenRefused, Client: "vdab", Version: "1", Code: "invalid_client", Detail: map[string]string{audit.AlarmKey: "refused"}})
+		time.Sleep(5 * time.Minute)
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
 // What a scan finds is a suspicion, too: one, however often it is found.
 func TestScanIsASuspicion(t *testing.T) {
 	inDesk(t, func(d *desk) {
@@ -385,6 +399,137 @@ func TestScanIsASuspicion(t *testing.T) {
 		mails := d.relay.taken()
 		if len(mails) != 1 || !strings.Contains(mails[0], "To: <security@corp.example>") {
 			d.t.Errorf("%d mails", len(mails))
+		}
+	})
+}
+
+// automatic reports what a scan finds, and nothing else: a suspicion, with the
+// policy of one, to the issuer too, once; what is retired, or known, is a draft.
+func TestAutomatic(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		one := d.config.Clients["vdab"]
+		one.Automatic, one.Suspected = true, leak.Quarantine
+		d.config.Clients["vdab"] = one
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		found := func(state, field string) {
+			d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: field,
+				Detail: map[string]string{"form": "base64", "state": state, audit.AlarmKey: "found"}})
+			time.Sleep(time.Minute)
+		}
+		incidents := func() []client.Incident {
+			list, err := d.r.Incidents(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return list
+		}
+		d.mustGet()
+		for _, cause := range []string{causeRefused, causeForeign} {
+			d.r.Suspect("vdab", cause, "It is a suspicion.")
+		}
+		found("retired", "client_secret")
+		for _, i := range incidents() {
+			if i.State != "draft" {
+				t.Errorf("%+v", i)
+			}
+			if _, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "A test."}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Hour)
+		for _, m := range d.relay.taken() {
+			if strings.Contains(m, "issuer.example>") {
+				t.Error("the issuer is told of a suspicion that nobody confirmed")
+			}
+		}
+		if _, err := d.get(); err != nil {
+			t.Error(err)
+		}
+		before := len(d.relay.taken())
+		d.r.found(&audit.Entry{Event: audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "client_secret", Detail: map[string]string{"form": "base64", "state": "live"}}})
+		if _, err := d.get(); err == nil {
+			t.Error("it is contained later than recorded")
+		}
+		time.Sleep(time.Minute)
+		list := incidents()
+		if len(list) != 4 || list[0].State != "open" || list[0].Severity != "suspected" || list[0].Policy != "quarantine" || !strings.Contains(string(d.record(list[0].ID)), `"client_secret"`) {
+			t.Fatalf("%+v", list[0])
+		}
+		_, err := d.get()
+		wantCode(t, err, client.Quarantined, list[0].ID)
+		if mails := strings.Join(d.relay.taken()[before:], ""); !strings.Contains(mails, "To: <ict_iam@issuer.example>") || !strings.Contains(mails, "To: <security@corp.example>") {
+			t.Error("the report is not sent")
+		}
+		if n := d.alarms()["reported"]; n != 1 {
+			t.Errorf("%d alarms", n)
+		}
+		before = len(d.relay.taken())
+		for range 3 {
+			time.Sleep(time.Hour)
+			found("live", "client_secret")
+		}
+		if list := incidents(); len(list) != 4 || len(d.relay.taken()) != before {
+			t.Errorf("%d incidents, %d mails: one report is enough", len(list), len(d.relay.taken())-before)
+		}
+		if n := d.alarms()["draft"]; n != 6 {
+			t.Errorf("%d alarms, want one an hour while it goes on", n)
+		}
+	})
+}
+
+// A draft does not hold up what is to be sent.
+func TestAutomaticBesideDraft(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		one := d.config.Clients["vdab"]
+		one.Automatic = true
+		d.config.Clients["vdab"] = one
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		for _, state := range []string{"retired", "live", "live"} {
+			d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "api_key",
+				Detail: map[string]string{"form": "clear", "state": state, audit.AlarmKey: "found"}})
+			time.Sleep(time.Minute)
+		}
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 2 || list[0].State != "open" || list[1].State != "draft" {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+// What a person has declared, a scan does not declare again.
+func TestAutomaticIsNotTwice(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		one := d.config.Clients["vdab"]
+		one.Automatic = true
+		d.config.Clients["vdab"] = one
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		d.declare(confirmed("keep-serving"))
+		d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "api_key",
+			Detail: map[string]string{"form": "clear", "state": "live", audit.AlarmKey: "found"}})
+		time.Sleep(time.Minute)
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 2 || list[0].State != "draft" {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+// Anyone local can knock: an alarm, and never an incident.
+func TestDenialIsNoIncident(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		for range 500 {
+			_, err := d.b.Token(t.Context(), d.caller, broker.Request{Client: "vdab", Surface: access.APIKey})
+			wantCode(t, err, client.NotAllowed)
+			d.b.DeniedRole(d.caller, "POST /v1/incidents", "vdab")
+			time.Sleep(time.Second)
+		}
+		time.Sleep(5 * time.Minute)
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 0 || len(d.relay.taken()) != 0 {
+			t.Errorf("%+v, %v, %d mails", list, err, len(d.relay.taken()))
 		}
 	})
 }
