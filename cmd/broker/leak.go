@@ -73,7 +73,8 @@ func leakDeclare(s *sockets) *cobra.Command {
 			"Exit code 0: it is recorded. 75: it is not, or that is not known; what to do by hand is printed.",
 		Example: "  broker leak declare\n  broker leak declare vdab --suspected --what unknown --happened 'Odd calls in our log' --dry-run\n" +
 			"  broker leak declare vdab --confirmed --what client_secret --happened - --policy quarantine --yes < what-happened.txt\n" +
-			"  broker leak declare --incident 2026-0007@web1 --no-mail vdab   # on another host that has the same secret",
+			"  broker leak declare --incident 2026-0007@web1 --no-mail --confirmed --what client_secret --policy quarantine --yes vdab\n" +
+			"    # the printed line, on another host that has the same secret",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l.admin, l.out, l.talk = s.administration(), cmd.OutOrStdout(), cmd.OutOrStdout()
 			if l.asJSON {

@@ -107,7 +107,7 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		ask      func() error
 	}{
 		{d.Client != "", false, "Whose credentials are they?", func() error { return c.client(&d.Client, st) }},
-		{d.Severity != "", false, "How sure is it?", func() error { return c.choose(&d.Severity, "suspected", severityChoices()) }},
+		{d.Severity != "", false, "How sure is it?", func() error { return c.choose(&d.Severity, l.preset("suspected"), severityChoices()) }},
 		{len(d.What) > 0, false, "What has leaked, or may have? Several as 1 3.", func() error { return c.several(&d.What, "unknown", whatChoices()) }},
 		{d.Happened != "", false, "What happened? One or two sentences that a stranger understands. No password, key or token.", text(&d.Happened, true)},
 		{d.Where != "", true, "Where did it show? A repository, a log, a mail. Enter: leave it out.", text(&d.Where, false)},
@@ -116,7 +116,7 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		{!d.To.IsZero(), false, "Until when? Enter: it goes on.", func() error { return c.when(&d.To, d.From, l.now) }},
 		{d.FoundBy != "", true, "Who found it? Enter: leave it out.", text(&d.FoundBy, false)},
 		{d.PersonalData != "", true, "Could personal data be reached with it?", func() error { return c.choose(&d.PersonalData, "unknown", personalChoices()) }},
-		{d.Policy != "", false, "What is to be done with the client, besides telling people?", func() error { return c.policy(d) }},
+		{d.Policy != "", false, "What is to be done with the client, besides telling people?", func() error { return c.policy(d, l.preset("configured")) }},
 		{d.As != "", true, "Your name and telephone number, for those who will call. Enter: the person of the configuration.", text(&d.As, false)},
 	} {
 		if !again && (q.answered || q.apart && d.Joins != "") {
@@ -128,6 +128,15 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		}
 	}
 	return nil
+}
+
+// preset is what Enter takes: nothing where another host knows the answer, so
+// that no part of an incident is left as it is by Enter alone.
+func (l *declaring) preset(word string) string {
+	if l.d.Joins != "" {
+		return ""
+	}
+	return word
 }
 
 type choice struct{ value, text string }
@@ -302,14 +311,15 @@ func (c *conversation) when(to *time.Time, from time.Time, now func() time.Time)
 	})
 }
 
-// policy takes what is to be done. Of a confirmed leak nothing is assumed.
-func (c *conversation) policy(d *client.Declaration) error {
+// policy takes what is to be done; Enter takes ifAsked of a suspicion. Of a
+// confirmed leak nothing is assumed.
+func (c *conversation) policy(d *client.Declaration, ifAsked string) error {
 	of := []choice{{"keep-serving", "tokens are handed out as before"}, {"quarantine", "nothing is handed out any more, tokens are revoked: applications stop"},
 		{"rotate", "the secret is replaced where the issuer lets us, tokens are revoked"}}
 	preset := ""
 	if d.Severity == "suspected" {
 		of = append(of, choice{"configured", "what the configuration says for a suspicion; without a word, keep-serving"})
-		preset = "configured"
+		preset = ifAsked
 	}
 	policy := d.Policy
 	if err := c.choose(&policy, preset, of); err != nil {

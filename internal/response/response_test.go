@@ -422,6 +422,21 @@ func TestTwoHosts(t *testing.T) {
 	})
 }
 
+// What contains an incident on other hosts is one line, which leaves nothing to
+// be asked.
+func TestElsewhere(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		c := confirmed("quarantine")
+		c.What = []string{"client_secret", "host"}
+		c.From, c.To = d.r.now().Add(-time.Hour).In(time.FixedZone("", 3600)), d.r.now()
+		want := "broker leak declare --incident 2000-0001@web1 --no-mail --confirmed --what client_secret --what host --policy quarantine" +
+			" --from 1999-12-31T23:00:00Z --to 2000-01-01T00:00:00Z --yes vdab"
+		if i := d.declare(c); !slices.ContainsFunc(i.ByHand, func(s string) bool { return strings.HasSuffix(s, ": "+want) }) {
+			d.t.Errorf("%q", i.ByHand)
+		}
+	})
+}
+
 // An incident that was closed although the old secret works is not forgotten.
 func TestStillValid(t *testing.T) {
 	inDesk(t, func(d *desk) {

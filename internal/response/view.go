@@ -136,7 +136,7 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 		add("Tokens that were issued work until %s, unless %s ends them before.", end.Format(time.RFC3339), i.Issuer.Name)
 	}
 	if i.Joins == "" {
-		add("On each other host with these credentials: broker leak declare --incident %s --no-mail %s", i.GlobalID(), name)
+		add("On each other host with these credentials, which are not known here: %s", elsewhere(i))
 	} else {
 		add("Take this host's evidence to the other: broker leak evidence %s > FILE; there: broker leak evidence --add FILE %s", i.ID, i.Joins)
 	}
@@ -145,6 +145,25 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 	}
 	add("At the end: broker leak close %s", i.ID)
 	return list
+}
+
+// elsewhere is the command line that contains the incident on another host, and
+// asks nothing there.
+func elsewhere(i *leak.Incident) string {
+	words := []string{"broker leak declare --incident", i.GlobalID(), "--no-mail", "--" + string(i.Severity)}
+	for _, w := range i.What {
+		words = append(words, "--what", string(w))
+	}
+	words = append(words, "--policy", string(i.Policy))
+	for _, f := range []struct {
+		name string
+		at   time.Time
+	}{{"--from", i.Window.From}, {"--to", i.Window.To}} {
+		if !f.at.IsZero() {
+			words = append(words, f.name, f.at.UTC().Format(time.RFC3339))
+		}
+	}
+	return strings.Join(append(words, "--yes", i.Clients[0]), " ")
 }
 
 func revoked(i *leak.Incident) bool {
