@@ -73,7 +73,8 @@ func incidentPath(id, what string) string { return "/v1/incidents/" + url.PathEs
 type Declaration struct {
 	// Client is the one whose credentials they are.
 	Client string `json:"client"`
-	// Draft is the suspicion of the daemon's own that this confirms. Empty: none.
+	// Draft is the suspicion of this host, the daemon's or one that was declared,
+	// that this confirms: a new revision of the same incident. Empty: none.
 	Draft string `json:"draft,omitempty"`
 	// Severity is suspected or confirmed.
 	Severity string `json:"severity"`

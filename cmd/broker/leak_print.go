@@ -167,8 +167,8 @@ func printIncident(out io.Writer, i *client.Incident, texts bool) {
 		printMails(out, i.Mails)
 	}
 	printRest(out, i)
-	if i.State == "draft" && len(i.Clients) > 0 {
-		fmt.Fprintf(out, "\nThe daemon suspects this; a person decides: broker leak declare --draft %s %s\n", i.ID, i.Clients[0])
+	if i.State == "draft" {
+		fmt.Fprintln(out, "\nThe daemon suspects this; a person decides.")
 	}
 }
 

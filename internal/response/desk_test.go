@@ -255,6 +255,15 @@ func (d *desk) declare(c client.Declaration) client.Incident {
 	return i
 }
 
+func (d *desk) record(id string) leak.Incident {
+	d.t.Helper()
+	i, err := d.r.book.Get(id)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return i
+}
+
 // step is how a step of the incident stands.
 func (d *desk) step(id, what string) (outcome leak.Outcome, detail string) {
 	d.t.Helper()

@@ -346,6 +346,9 @@ func TestSuspicion(t *testing.T) {
 		if n := d.alarms()["draft"]; n != 2 {
 			t.Errorf("%d alarms", n)
 		}
+		if draft, err := d.r.Incident(t.Context(), list[0].ID); err != nil || draft.ByHand[0] != "If it is a leak, or may be one: broker leak declare --confirm "+list[0].ID+" vdab" {
+			t.Errorf("%q, %v", draft.ByHand, err)
+		}
 		c := confirmed("quarantine")
 		c.Draft = list[0].ID
 		if i := d.declare(c); i.ID != list[0].ID || i.State != "open" {
@@ -367,6 +370,110 @@ func TestSuspicion(t *testing.T) {
 		if mails := d.relay.taken(); len(mails) != 4 {
 			t.Errorf("%d mails: the issuer is not told of a suspicion that came to nothing", len(mails))
 		}
+	})
+}
+
+// A suspicion that a person declared becomes certain: the same incident, whose
+// mails follow those of before, and which may be quarantined now.
+func TestConfirm(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		c := confirmed("keep-serving")
+		c.Severity = "suspected"
+		first := d.declare(c)
+		if !slices.Contains(first.ByHand, "When it is certain: broker leak declare --confirm 2000-0001 --confirmed vdab") {
+			t.Errorf("%q", first.ByHand)
+		}
+		time.Sleep(time.Minute)
+		version := d.record(first.ID).Versions["vdab"]
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(time.Minute)
+		sent := len(d.relay.taken())
+
+		next := confirmed("quarantine")
+		for words, change := range map[string]func(c *client.Declaration){
+			"2000-0002":                func(c *client.Declaration) { c.Draft = "2000-0002" },
+			"suspicion already":        func(c *client.Declaration) { c.Severity = "suspected" },
+			"an incident of this host": func(c *client.Declaration) { c.Joins = "2026-0007@db1" },
+		} {
+			for _, dry := range []bool{true, false} {
+				bad := next
+				bad.Draft, bad.DryRun = first.ID, dry
+				change(&bad)
+				if _, err := d.r.Declare(t.Context(), d.caller, bad); err == nil || !strings.Contains(err.Error(), words) {
+					t.Errorf("%s: %v", words, err)
+				}
+			}
+		}
+		next.Draft, next.DryRun = first.ID, true
+		plan := d.declare(next)
+		if len(plan.Mails) != 2 || plan.Mails[0].Revision != len(d.record(first.ID).Revisions)+1 || plan.ID != "" {
+			t.Errorf("%+v", plan.Mails)
+		}
+		next.DryRun = false
+		i := d.declare(next)
+		if i.ID != first.ID || i.Severity != "confirmed" || len(i.Quarantined) != 1 {
+			t.Errorf("%+v", i)
+		}
+		_, err := d.get()
+		wantCode(t, err, client.Quarantined)
+		time.Sleep(time.Minute)
+		mails := d.relay.taken()[sent:]
+		if len(mails) != 2 || !strings.Contains(mails[0], "In-Reply-To: <2000-0001.1.") {
+			t.Errorf("%d mails\n%.600s", len(mails), strings.Join(mails, ""))
+		}
+		record := d.record(first.ID)
+		if record.Versions["vdab"] != version || record.KnownAt.After(first.Declared) || record.Exposure.Count == 0 {
+			t.Errorf("%+v", record)
+		}
+		if o, _ := d.step(first.ID, "install_version"); o != leak.Done {
+			t.Error("what was done before is lost")
+		}
+		if err := confirmable(&leak.Incident{State: leak.Draft, Severity: leak.Suspected, Clients: []string{"vdab"}}, &leak.Incident{Clients: []string{"mkp"}}); err == nil {
+			t.Error("another client's suspicion was confirmed")
+		}
+		next.Policy, next.Draft = "keep-serving", first.ID
+		_, err = d.r.Declare(t.Context(), d.caller, next)
+		wantCode(t, err, client.InvalidRequest, "no suspicion")
+		if list, _ := d.r.Incidents(t.Context()); len(list) != 1 {
+			t.Errorf("%d incidents", len(list))
+		}
+	})
+}
+
+// A suspicion that stopped its client cannot be confirmed into serving; one
+// that was released stops it again.
+func TestConfirmQuarantined(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		c := confirmed("quarantine")
+		c.Severity = "suspected"
+		i := d.declare(c)
+		next := confirmed("keep-serving")
+		next.Draft = i.ID
+		_, err := d.r.Declare(t.Context(), d.caller, next)
+		wantCode(t, err, client.InvalidRequest, "broker leak release 2000-0001")
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		next.Policy = "quarantine"
+		d.declare(next)
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined, i.ID)
 	})
 }
 

@@ -113,8 +113,12 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 	name := i.Clients[0]
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	if i.State == leak.Draft {
-		add("Look into it, then confirm it with broker leak declare %s, or end it with broker leak close %s.", name, i.ID)
+		add("If it is a leak, or may be one: broker leak declare --confirm %s %s", i.ID, name)
+		add("If it came to nothing: broker leak close %s", i.ID)
 		return list
+	}
+	if i.Severity == leak.Suspected && i.Joins == "" {
+		add("When it is certain: broker leak declare --confirm %s --confirmed %s", i.ID, name)
 	}
 	if len(c.Relays) == 0 {
 		add("No mail is sent, for no relay is configured: call or write to %s (%s) yourself.", i.Issuer.Name, strings.Join(i.Issuer.Contacts, ", "))
