@@ -96,6 +96,83 @@ func TestGit(t *testing.T) {
 	}
 }
 
+// The history is that of the repository around a path, too: from a directory or
+// a file in it, from another work tree, from a bare one; once.
+func TestRepositoryAround(t *testing.T) {
+	dir := t.TempDir()
+	top := filepath.Join(dir, "top")
+	write(t, dir, "top/sub/deep/f", []byte(client))
+	git(t, top, "init", "-q")
+	git(t, top, "add", "-A")
+	git(t, top, "commit", "-q", "-m", "m")
+	git(t, top, "rm", "-q", "sub/deep/f")
+	write(t, dir, "top/sub/deep/g", nil)
+	git(t, top, "commit", "-q", "-m", "m")
+	git(t, top, "worktree", "add", "-q", filepath.Join(dir, "linked"))
+	write(t, dir, "linked/sub/h", nil)
+	git(t, dir, "clone", "-q", "--bare", top, filepath.Join(dir, "bare"))
+	write(t, dir, "none/f", nil)
+	x := index(t, client)
+	for _, c := range []struct {
+		paths        []string
+		found, repos int
+		alone        []string
+	}{
+		{[]string{"top"}, 1, 1, nil},
+		{[]string{"top/sub/deep"}, 1, 1, nil},
+		{[]string{"top/sub/deep", "top/sub/deep/g", "top/.git"}, 1, 1, nil},
+		{[]string{"top/sub/deep/g", "top/sub"}, 1, 1, nil},
+		{[]string{"top/.git/refs"}, 1, 1, nil},
+		{[]string{"linked"}, 1, 1, nil},
+		{[]string{"linked/sub"}, 1, 1, nil},
+		{[]string{"bare"}, 1, 1, nil},
+		{[]string{"bare/info"}, 1, 1, nil},
+		{[]string{"none", "bare", "none/f"}, 1, 1, []string{"none"}},
+		{[]string{"."}, 2, 2, nil},
+	} {
+		for _, on := range []bool{true, false} {
+			var paths []string
+			for _, p := range c.paths {
+				paths = append(paths, filepath.Join(dir, p))
+			}
+			cfg := config(t, x, paths...)
+			cfg.Git = on
+			r := run(t, cfg)
+			var alone []string
+			for _, a := range r.Alone {
+				alone = append(alone, filepath.Base(a))
+			}
+			want := c.found
+			if !on {
+				want = 0
+			}
+			if r.Found != want || r.Repositories != c.repos || !slices.Equal(alone, c.alone) || r.NotRead != 0 {
+				t.Errorf("%v, %v: %+v", c.paths, on, r)
+			}
+		}
+	}
+}
+
+// A file that says where a repository is leads nobody out of the paths.
+func TestLinkedElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "other/f", []byte(client))
+	git(t, filepath.Join(dir, "other"), "init", "-q")
+	git(t, filepath.Join(dir, "other"), "add", "-A")
+	git(t, filepath.Join(dir, "other"), "commit", "-q", "-m", "m")
+	write(t, dir, "here/tree/.git", []byte("gitdir: "+filepath.Join(dir, "other/.git")+"\n"))
+	cfg := config(t, index(t, client), filepath.Join(dir, "here"))
+	cfg.Git = true
+	r := run(t, cfg)
+	if r.Found != 0 || r.NotRead != 1 || !strings.Contains(r.Unread[0].Reason, "repository elsewhere") || len(r.Alone) != 1 {
+		t.Errorf("%+v", r)
+	}
+	cfg.Git = false
+	if r := run(t, cfg); r.NotRead != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A repository's configuration runs nothing.
 func TestGitRunsNothing(t *testing.T) {
 	dir := t.TempDir()
