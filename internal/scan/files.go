@@ -258,6 +258,8 @@ func (w *worker) file(ctx context.Context, r *os.Root, rel, shown string) error 
 	at := spot{source: SourceFile, path: shown}
 	w.s.current.Store(&shown)
 	defer w.s.files.Add(1)
+	w.begin()
+	defer w.end(at)
 	f, err := r.OpenFile(rel, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		w.s.unread(at, reason(err))

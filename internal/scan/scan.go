@@ -38,6 +38,7 @@ type Scanner struct {
 	mu     sync.Mutex
 	report Report
 	memos  map[memoKey][]memo
+	misses map[memoKey]int
 }
 
 // Config says what to scan.
@@ -133,7 +134,7 @@ func New(cfg Config) (*Scanner, error) {
 	if cfg.MaxFindings <= 0 {
 		cfg.MaxFindings = 10000
 	}
-	s := &Scanner{cfg: cfg, memos: map[memoKey][]memo{}, report: Report{Findings: []Finding{}, Unread: []Unread{}}}
+	s := &Scanner{cfg: cfg, memos: map[memoKey][]memo{}, misses: map[memoKey]int{}, report: Report{Findings: []Finding{}, Unread: []Unread{}}}
 	for i := range cfg.Filter.Classes {
 		s.sieves = append(s.sieves, newSieve(&cfg.Filter, &cfg.Filter.Classes[i]))
 	}
@@ -190,7 +191,7 @@ func (s *Scanner) find(ctx context.Context, roots roots, jobs chan<- job) error 
 		}
 	}
 	names := s.worker()
-	return roots.walk(ctx, visitor{
+	err := roots.walk(ctx, visitor{
 		unread: func(path, reason string) { s.unread(spot{path: path}, reason) },
 		name:   func(path string) (string, error) { return names.name(ctx, spot{source: SourceFile}, path) },
 		file: func(r *os.Root, rel, shown string, _ os.FileInfo) error {
@@ -210,6 +211,8 @@ func (s *Scanner) find(ctx context.Context, roots roots, jobs chan<- job) error 
 			return true, send(func(ctx context.Context, w *worker) error { return w.git(ctx, dir, shown) })
 		},
 	})
+	names.end(spot{path: "the names of files"})
+	return err
 }
 
 // count finds out how much there is, for the progress alone.
