@@ -148,6 +148,11 @@ type Mail struct {
 	// State is queued, sent or refused; empty: it is not under way.
 	State string    `json:"state,omitempty"`
 	Since time.Time `json:"since,omitzero"`
+	// Attempts to send it so far, and the time of the next one; of a mail that
+	// was not taken, Why is what each relay said.
+	Attempts    int       `json:"attempts,omitempty"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+	Why         []string  `json:"why,omitempty"`
 	// Subject and Text are empty where they were not asked for.
 	Subject string `json:"subject,omitempty"`
 	Text    string `json:"text,omitempty"`
@@ -164,6 +169,8 @@ type IncidentClose struct {
 	// Empty: it has to be refused, which one attempt shows.
 	OldStillValid string `json:"old_still_valid,omitempty"`
 	As            string `json:"as,omitempty"` // as in Declaration
+	// ToldByHand are recipients whom no mail reaches, and how they were told.
+	ToldByHand map[string]string `json:"told_by_hand,omitempty"`
 }
 
 // Whois is the answer of POST /v1/whois, whose body names a token by

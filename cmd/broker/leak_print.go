@@ -130,6 +130,11 @@ func printReport(out io.Writer, i *client.Incident) {
 		fmt.Fprintf(w, "%s\t%s\trevision %d\t%s\n", orDash(m.State), m.To, m.Revision, since)
 	}
 	_ = w.Flush()
+	for _, m := range i.Mails {
+		if len(m.Why) > 0 {
+			fmt.Fprintf(out, "Revision %d to %s, after %d attempts: %s. Next attempt: %s.\n", m.Revision, m.To, m.Attempts, strings.Join(m.Why, "; "), spoken(m.NextAttempt))
+		}
+	}
 }
 
 // printRest is what a person has to do, and by when.

@@ -275,7 +275,21 @@ func TestUndelivered(t *testing.T) {
 			t.Errorf("%+v %v", open, mails)
 		}
 		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "It was a false alarm."})
-		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example")
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example", "--told-by-hand")
+		shown, err := d.r.Incident(t.Context(), i.ID)
+		if m := shown.Mails[0]; err != nil || m.Attempts < 2 || !m.NextAttempt.After(d.r.now()) || len(m.Why) != 1 || !strings.Contains(m.Why[0], "421 4.3.2") {
+			t.Errorf("%+v, %v", shown.Mails, err)
+		}
+		if !strings.Contains(string(shown.Record), fmt.Sprintf(`"attempts":%d`, shown.Mails[0].Attempts)) {
+			t.Errorf("stale: %s", shown.Record)
+		}
+		told := map[string]string{"ict_iam@issuer.example": "An called Jan, 14:05."}
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: told})
+		wantCode(t, err, client.InvalidRequest, "not delivered to security@corp.example:")
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: map[string]string{"a@b": "It is " + theSecret}})
+		wantCode(t, err, client.InvalidRequest, "holds a secret")
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: map[string]string{"a@b": " "}})
+		wantCode(t, err, client.InvalidRequest, "a few words")
 		d.relay.breakDown(false)
 		time.Sleep(20 * time.Minute)
 		if n := len(d.relay.taken()); n != 2 {
@@ -284,6 +298,35 @@ func TestUndelivered(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		if n := len(d.relay.taken()); n != 4 {
 			t.Errorf("%d mails: the next update was promised", n)
+		}
+	})
+}
+
+// An incident can be closed when no relay ever comes back: how the recipients
+// were told is in its record, and not the issuer's business.
+func TestToldByHand(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.relay.breakDown(true)
+		i := d.declare(confirmed("keep-serving"))
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(20 * time.Minute)
+		told := map[string]string{"ict_iam@issuer.example": "An called Jan, 14:05.", "security@corp.example": "An walked there."}
+		closed, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{ToldByHand: told})
+		if err != nil || closed.State != "closed" || d.record(i.ID).Closing.ToldByHand["ict_iam@issuer.example"] != told["ict_iam@issuer.example"] {
+			t.Fatalf("%+v, %v", closed, err)
+		}
+		d.relay.breakDown(false)
+		time.Sleep(2 * time.Hour)
+		for _, m := range d.relay.taken() {
+			if strings.Contains(m, "To: <ict_iam@issuer.example>") && strings.Contains(m, "told_by_hand") {
+				t.Error("the issuer is told who was told by hand")
+			}
 		}
 	})
 }

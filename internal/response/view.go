@@ -98,10 +98,27 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		if d.State == leak.Sent {
 			since = d.SentAt
 		}
-		out.Mails = append(out.Mails, client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since})
+		m := client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since}
+		undelivered(&m, d)
+		out.Mails = append(out.Mails, m)
 	}
-	out.Record, _ = json.Marshal(i)
+	record := *i
+	if len(deliveries) > 0 {
+		record.Deliveries = deliveries // as they are now
+	}
+	out.Record, _ = json.Marshal(&record)
 	return out
+}
+
+// undelivered says why a mail has not been taken, and when it is tried again.
+func undelivered(m *client.Mail, d leak.Delivery) {
+	if d.State == leak.Sent {
+		return
+	}
+	m.Attempts, m.NextAttempt = d.Attempts, d.NextAttempt
+	for _, a := range d.Last {
+		m.Why = append(m.Why, a.String())
+	}
 }
 
 // byHand is what a person has to do.
