@@ -157,9 +157,6 @@ func (l *declaring) dryRun(ctx context.Context) (err error) {
 
 // declare does it, and prints first whether it is recorded.
 func (l *declaring) declare(ctx context.Context) error {
-	if l.stopped {
-		return l.spool()
-	}
 	i, err := l.admin.Declare(ctx, l.d)
 	var p *client.Problem
 	switch {
@@ -283,6 +280,10 @@ func (l *declaring) missing() []string {
 		if m.gone {
 			list = append(list, m.text)
 		}
+	}
+	// The client's configuration may say it, so it is not missing by itself.
+	if len(list) > 0 && l.d.Policy == "" && l.d.Severity != "suspected" {
+		list = append(list, "--policy: keep-serving, quarantine or rotate, of a confirmed leak; unless the client's configuration says it")
 	}
 	return list
 }

@@ -207,7 +207,7 @@ func incidentOf(w client.Declaration) client.Incident {
 // talkWith is "talk ANSWERS CODE COMMAND…": it runs a command on a terminal,
 // types the next line of the file ANSWERS at each prompt, and wants the exit
 // code. What the person sees is in the file screen, without blanks at the ends
-// of lines. ^C and ^D are the keys.
+// of lines. ^C and ^D are the keys; ^up starts the daemon before the next answer.
 func talkWith(ts *testscript.TestScript, _ bool, args []string) {
 	program := args[2]
 	if !filepath.IsAbs(program) {
@@ -273,6 +273,10 @@ func play(ts *testscript.TestScript, terminal *os.File, answers []string, end st
 		if len(answers) == 0 {
 			_ = p.Kill()
 			continue
+		}
+		if answers[0] == "^up" { // the daemon starts meanwhile
+			startIncidents(ts, false, nil)
+			answers = answers[1:]
 		}
 		typed := answers[0] + "\n"
 		if key := map[string]string{"^C": "\x03", "^D": "\x04"}[answers[0]]; key != "" {
