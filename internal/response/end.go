@@ -194,8 +194,8 @@ func (r *Responder) told(list map[string]string) error {
 		switch {
 		case strings.TrimSpace(how) == "" || len(how) > longestText:
 			return refuse(client.InvalidRequest, "told_by_hand: say in a few words how %.100q was told: when, by whom, in which way", to)
-		case r.o.Broker.Holds([]byte(how)):
-			return refuse(client.InvalidRequest, "told_by_hand: the text holds a secret or token that is in use: say in words which one it is")
+		case r.o.Broker.Holds([]byte(how)) || obvious(how):
+			return refuse(client.InvalidRequest, "told_by_hand: the text holds a secret or token: say in words which one it is")
 		}
 	}
 	return nil
