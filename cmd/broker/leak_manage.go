@@ -157,8 +157,7 @@ func leakDrill(s *sockets) *cobra.Command {
 func followDrill(ctx context.Context, a *client.Admin, i *client.Incident, wait time.Duration) (*client.Incident, error) {
 	ends := time.Now().Add(wait)
 	progress := isTerminal(os.Stderr)
-	for err := error(nil); i.State != "closed" && time.Now().Before(ends) &&
-		!slices.ContainsFunc(i.Mails, func(m client.Mail) bool { return m.State == "refused" }); {
+	for i.State != "closed" && time.Now().Before(ends) && !slices.ContainsFunc(i.Mails, func(m client.Mail) bool { return m.State == "refused" }) {
 		if progress {
 			fmt.Fprintf(os.Stderr, "\r\x1b[Kdrill %s is recorded; waiting for the mail relay, %d s at most", i.ID, int(time.Until(ends).Seconds()))
 		}
@@ -167,9 +166,11 @@ func followDrill(ctx context.Context, a *client.Admin, i *client.Incident, wait 
 			return nil, failure{exitTryAgain, fmt.Errorf("drill %s is recorded, and goes on: broker leak show %s", i.ID, i.ID)}
 		case <-time.After(500 * time.Millisecond):
 		}
-		if i, err = a.Incident(ctx, i.ID); err != nil {
+		next, err := a.Incident(ctx, i.ID)
+		if err != nil {
 			return nil, err
 		}
+		i = next
 	}
 	if progress {
 		fmt.Fprint(os.Stderr, "\r\x1b[K")
