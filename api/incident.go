@@ -275,9 +275,21 @@ func prose(m map[string]json.RawMessage, name string) (string, error) {
 
 func parseClose(body []byte) (how client.IncidentClose, err error) {
 	defer clear(body)
-	m, err := optionalMembers(body, closeForm, "old_still_valid", "as")
+	m, err := optionalMembers(body, closeForm, "old_still_valid", "as", "told_by_hand")
 	if err != nil {
 		return how, err
+	}
+	if raw, there := m["told_by_hand"]; there {
+		var told map[string]json.RawMessage
+		if json.Unmarshal(raw, &told) != nil || len(told) > 100 {
+			return how, invalid("told_by_hand is an object: how each recipient was told, by address; at most 100")
+		}
+		how.ToldByHand = map[string]string{}
+		for to := range told {
+			if how.ToldByHand[to], err = prose(told, to); err != nil {
+				return how, invalid("told_by_hand: how somebody was told is a string of at most 2000 bytes, without control characters but line ends and tabs")
+			}
+		}
 	}
 	if how.OldStillValid, err = prose(m, "old_still_valid"); err != nil {
 		return how, err

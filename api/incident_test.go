@@ -135,6 +135,8 @@ func TestIncidentRefusals(t *testing.T) {
 		{"POST", "/v1/incidents/2026-0007/close", "", 200, ""},
 		{"POST", "/v1/incidents/2026-0007/close", "{}", 200, ""},
 		{"POST", "/v1/incidents/2026-0007/close", `{"old_still_valid":true}`, 400, "old_still_valid"},
+		{"POST", "/v1/incidents/2026-0007/close", `{"told_by_hand":["a@b"]}`, 400, "told_by_hand is an object"},
+		{"POST", "/v1/incidents/2026-0007/close", `{"told_by_hand":{"a@b":7}}`, 400, "how somebody was told"},
 		{"POST", "/v1/incidents/2026-0007/close", `{"reason":"x"}`, 400, "not known"},
 		{"POST", "/v1/incidents/2026-0007/close", `{"as":"x","as":"y"}`, 400, "twice"},
 		{"POST", "/v1/incidents/2026-0007/close", `{"old_still_valid":"` + strings.Repeat("x", 2001) + `"}`, 400, "2000 bytes"},

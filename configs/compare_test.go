@@ -97,6 +97,9 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"nothing to say", leak + minimal, nil},
 		{"no leak", minimal, []string{"no section leak"}},
+		{"a relay without TLS", strings.Replace(leak, "{ host: h,", "{ host: h, tls: none,", 1) + minimal, []string{"the mail relay \"h\" has tls: none"}},
+		{"a fallback without TLS", strings.Replace(leak, "} }", "}, fallback: [{ host: 10.0.0.1, tls: none }, { host: 127.0.0.2, tls: none }, { host: \"::1\", tls: none }, { host: localhost, tls: none }] }", 1) + minimal,
+			[]string{"the mail relay \"10.0.0.1\" has tls: none"}},
 		{"a command that is there", leak + minimal + "alarm: { command: [/bin/sh] }\n", nil},
 		{"no command", leak + minimal + "alarm: { command: [/none/page] }\n", []string{"the command of alarm cannot be run: /none/page: no such file"}},
 		{"a directory", leak + minimal + "alarm: { command: [/etc] }\n", []string{"/etc is no program"}},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"path"
 	"reflect"
@@ -38,6 +39,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 				"seal the identity with systemd-creds and name it "+credentialsVariable+"/NAME")
 		}
 	}
+	w.relays(whole, c)
 	w.writers(c)
 	w.brownOut(c)
 	users := map[string]string{} // of each secret
@@ -55,6 +57,20 @@ func (c *Config) Warnings(names access.Names) []Problem {
 		w.client(name, client, names)
 	}
 	return w.found
+}
+
+// relays warns of those that are spoken to without TLS over a network.
+func (w *warner) relays(at place, c *Config) {
+	if c.Leak == nil {
+		return
+	}
+	for _, r := range c.Leak.Relays() {
+		ip, err := netip.ParseAddr(r.Host)
+		if r.TLS == "none" && r.Host != "localhost" && (err != nil || !ip.Unmap().IsLoopback()) {
+			w.warn(at, fmt.Sprintf("the mail relay %s has tls: none: reports of leaks, and its login, can be read and changed on the way", quote(r.Host)),
+				"leave tls out for STARTTLS, or write tls: implicit; without TLS have a relay on this machine")
+		}
+	}
 }
 
 // Runnable says why the command cannot be run, or must not be, since whoever

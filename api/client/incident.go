@@ -85,7 +85,8 @@ func incidentPath(id, what string) string { return "/v1/incidents/" + url.PathEs
 type Declaration struct {
 	// Client is the one whose credentials they are.
 	Client string `json:"client"`
-	// Draft is the suspicion of the daemon's own that this confirms. Empty: none.
+	// Draft is the suspicion of this host, the daemon's or one that was declared,
+	// that this confirms: a new revision of the same incident. Empty: none.
 	Draft string `json:"draft,omitempty"`
 	// Severity is suspected or confirmed.
 	Severity string `json:"severity"`
@@ -159,6 +160,11 @@ type Mail struct {
 	// State is queued, sent or refused; empty: it is not under way.
 	State string    `json:"state,omitempty"`
 	Since time.Time `json:"since,omitzero"`
+	// Attempts to send it so far, and the time of the next one; of a mail that
+	// was not taken, Why is what each relay said.
+	Attempts    int       `json:"attempts,omitempty"`
+	NextAttempt time.Time `json:"next_attempt,omitzero"`
+	Why         []string  `json:"why,omitempty"`
 	// Subject and Text are empty where they were not asked for.
 	Subject string `json:"subject,omitempty"`
 	Text    string `json:"text,omitempty"`
@@ -175,6 +181,8 @@ type IncidentClose struct {
 	// Empty: it has to be refused, which one attempt shows.
 	OldStillValid string `json:"old_still_valid,omitempty"`
 	As            string `json:"as,omitempty"` // as in Declaration
+	// ToldByHand are recipients whom no mail reaches, and how they were told.
+	ToldByHand map[string]string `json:"told_by_hand,omitempty"`
 }
 
 // Whois is the answer of POST /v1/whois, whose body names a token by

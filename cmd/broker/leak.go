@@ -73,7 +73,8 @@ func leakDeclare(s *sockets) *cobra.Command {
 			"Exit code 0: it is recorded. 75: it is not, or that is not known; what to do by hand is printed.",
 		Example: "  broker leak declare\n  broker leak declare vdab --suspected --what unknown --happened 'Odd calls in our log' --dry-run\n" +
 			"  broker leak declare vdab --confirmed --what client_secret --happened - --policy quarantine --yes < what-happened.txt\n" +
-			"  broker leak declare --incident 2026-0007@web1 --no-mail vdab   # on another host that has the same secret",
+			"  broker leak declare --incident 2026-0007@web1 --no-mail --confirmed --what client_secret --policy quarantine --yes vdab\n" +
+			"    # the printed line, on another host that has the same secret",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l.admin, l.out, l.talk = s.administration(), cmd.OutOrStdout(), cmd.OutOrStdout()
 			if l.asJSON {
@@ -95,7 +96,8 @@ func leakDeclare(s *sockets) *cobra.Command {
 	f.StringVar(&l.d.Policy, "policy", "", "keep-serving, quarantine or rotate (default: the client's own)")
 	f.StringVar(&l.d.As, "as", "", `who declares it, as "name, phone"`)
 	f.StringVar(&l.d.Joins, "incident", "", "incident of another host that this is a part of, as 2026-0007@web1")
-	f.StringVar(&l.d.Draft, "draft", "", "suspicion of the daemon that this confirms, as 2026-0007")
+	f.StringVar(&l.d.Draft, "confirm", "", "suspicion of this host, the daemon's or a person's, that this confirms, as 2026-0007")
+	f.StringVar(&l.d.Draft, "draft", "", "as --confirm")
 	f.BoolVar(&l.d.NoMail, "no-mail", false, "report nothing from here: another host does")
 	f.StringVar(&l.d.Language, "lang", "", "language that comes first in the mail: nl or en (default: the issuer's)")
 	f.BoolVar(&l.d.DryRun, "dry-run", false, "show what would be done, and do nothing")
@@ -155,9 +157,6 @@ func (l *declaring) dryRun(ctx context.Context) (err error) {
 
 // declare does it, and prints first whether it is recorded.
 func (l *declaring) declare(ctx context.Context) error {
-	if l.stopped {
-		return l.spool()
-	}
 	i, err := l.admin.Declare(ctx, l.d)
 	var p *client.Problem
 	switch {
@@ -281,6 +280,10 @@ func (l *declaring) missing() []string {
 		if m.gone {
 			list = append(list, m.text)
 		}
+	}
+	// The client's configuration may say it, so it is not missing by itself.
+	if len(list) > 0 && l.d.Policy == "" && l.d.Severity != "suspected" {
+		list = append(list, "--policy: keep-serving, quarantine or rotate, of a confirmed leak; unless the client's configuration says it")
 	}
 	return list
 }

@@ -45,15 +45,14 @@ func (l *declaring) converse(ctx context.Context) error {
 		if err != nil {
 			return ended(ctx, err)
 		}
-		switch strings.ToLower(answer) {
+		switch answer {
 		case "yes":
 			return l.declare(ctx)
 		case "shown":
 			return nil
-		case "change":
-			continue
+		case "no":
+			return failure{exitTryAgain, errNothing}
 		}
-		return failure{exitTryAgain, errNothing}
 	}
 }
 
@@ -68,7 +67,6 @@ func ended(ctx context.Context, err error) error {
 // settle shows what will be done, and asks whether it shall. A declaration that
 // the daemon refuses is to be changed.
 func (l *declaring) settle(c *conversation) (string, error) {
-	const last = "\nType yes to do this, or change to answer again. Anything else ends it: nothing is recorded, nobody is told.\n> "
 	if !l.stopped {
 		var p *client.Problem
 		err := l.dryRun(c.ctx)
@@ -82,7 +80,7 @@ func (l *declaring) settle(c *conversation) (string, error) {
 			return "shown", l.shown()
 		case err == nil:
 			printPlan(l.talk, l.plan)
-			return c.line(last)
+			return l.last(c)
 		case l.d.DryRun:
 			return "", err
 		}
@@ -93,7 +91,34 @@ func (l *declaring) settle(c *conversation) (string, error) {
 	if l.stopped {
 		fmt.Fprint(l.talk, "\nIt will be recorded on this host. Nothing is contained or mailed before the daemon starts.\n")
 	}
-	return c.line(last)
+	answer, err := l.last(c)
+	if err != nil || answer != "yes" || !l.stopped {
+		return answer, err
+	}
+	// It may have come back while the person typed.
+	if l.stopped = l.gone(c.ctx); !l.stopped {
+		fmt.Fprint(l.talk, "\nThe daemon runs now. Nothing has happened yet; this is what it will do.\n")
+		return l.settle(c)
+	}
+	return answer, nil
+}
+
+// last asks for the word by which it is done. What is none loses no answers.
+func (l *declaring) last(c *conversation) (answer string, err error) {
+	fmt.Fprint(l.talk, "\nType yes to do this, change to answer again, or no to end it: nothing is recorded, nobody is told.\n")
+	err = c.until("", func(typed string) error {
+		if answer = strings.ToLower(typed); !slices.Contains([]string{"yes", "change", "no"}, answer) {
+			return errors.New("type yes, change or no")
+		}
+		return nil
+	})
+	return answer, err
+}
+
+// gone says whether no daemon runs.
+func (l *declaring) gone(ctx context.Context) bool {
+	_, err := l.admin.Status(ctx)
+	return stoppedDaemon(err)
 }
 
 // ask goes through the questions: those that have no answer yet, or again all.
@@ -107,7 +132,7 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		ask      func() error
 	}{
 		{d.Client != "", false, "Whose credentials are they?", func() error { return c.client(&d.Client, st) }},
-		{d.Severity != "", false, "How sure is it?", func() error { return c.choose(&d.Severity, "suspected", severityChoices()) }},
+		{d.Severity != "", false, "How sure is it?", func() error { return c.choose(&d.Severity, l.preset("suspected"), severityChoices()) }},
 		{len(d.What) > 0, false, "What has leaked, or may have? Several as 1 3.", func() error { return c.several(&d.What, "unknown", whatChoices()) }},
 		{d.Happened != "", false, "What happened? One or two sentences that a stranger understands. No password, key or token.", text(&d.Happened, true)},
 		{d.Where != "", true, "Where did it show? A repository, a log, a mail. Enter: leave it out.", text(&d.Where, false)},
@@ -116,7 +141,7 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		{!d.To.IsZero(), false, "Until when? Enter: it goes on.", func() error { return c.when(&d.To, d.From, l.now) }},
 		{d.FoundBy != "", true, "Who found it? Enter: leave it out.", text(&d.FoundBy, false)},
 		{d.PersonalData != "", true, "Could personal data be reached with it?", func() error { return c.choose(&d.PersonalData, "unknown", personalChoices()) }},
-		{d.Policy != "", false, "What is to be done with the client, besides telling people?", func() error { return c.policy(d) }},
+		{d.Policy != "", false, "What is to be done with the client, besides telling people?", func() error { return c.policy(d, l.preset("configured")) }},
 		{d.As != "", true, "Your name and telephone number, for those who will call. Enter: the person of the configuration.", text(&d.As, false)},
 	} {
 		if !again && (q.answered || q.apart && d.Joins != "") {
@@ -128,6 +153,15 @@ func (l *declaring) ask(c *conversation, st *client.Status, again bool) error {
 		}
 	}
 	return nil
+}
+
+// preset is what Enter takes: nothing where another host knows the answer, so
+// that no part of an incident is left as it is by Enter alone.
+func (l *declaring) preset(word string) string {
+	if l.d.Joins != "" {
+		return ""
+	}
+	return word
 }
 
 type choice struct{ value, text string }
@@ -302,14 +336,15 @@ func (c *conversation) when(to *time.Time, from time.Time, now func() time.Time)
 	})
 }
 
-// policy takes what is to be done. Of a confirmed leak nothing is assumed.
-func (c *conversation) policy(d *client.Declaration) error {
-	of := []choice{{"keep-serving", "tokens are handed out as before"}, {"quarantine", "nothing is handed out any more, tokens are revoked: applications stop"},
-		{"rotate", "the secret is replaced where the issuer lets us, tokens are revoked"}}
+// policy takes what is to be done; Enter takes ifAsked of a suspicion. Of a
+// confirmed leak nothing is assumed.
+func (c *conversation) policy(d *client.Declaration, ifAsked string) error {
+	of := []choice{{"keep-serving", "tokens are handed out as before"}, {"quarantine", "nothing is handed out any more, tokens are revoked where the issuer can: applications stop"},
+		{"rotate", "the secret is replaced where the issuer lets us, tokens are revoked where it can"}}
 	preset := ""
 	if d.Severity == "suspected" {
 		of = append(of, choice{"configured", "what the configuration says for a suspicion; without a word, keep-serving"})
-		preset = "configured"
+		preset = ifAsked
 	}
 	policy := d.Policy
 	if err := c.choose(&policy, preset, of); err != nil {

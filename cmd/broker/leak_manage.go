@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -67,15 +69,27 @@ func leakRelease(s *sockets) *cobra.Command {
 
 func leakClose(s *sockets) *cobra.Command {
 	var how client.IncidentClose
+	var told []string
 	return incidentCommand(&cobra.Command{Use: "close INCIDENT", Short: "Close an incident, and send the final report",
 		Long: "Close an incident: a new version is installed, the issuer refuses the old one (one attempt, within the budget), and\n" +
-			"the report was delivered. What is missing is said. The final report has the timeline; the record is kept.",
+			"the report was delivered, or told by hand where no relay takes it. What is missing is said. The final report has the timeline; the record is kept.",
 		Example: "  broker leak close 2026-0007\n  broker leak close 2026-0007 --old-still-valid 'VDAB ends it on Monday'   # reminds you every week"},
 		func(c *cobra.Command) {
 			c.Flags().StringVar(&how.OldStillValid, "old-still-valid", "", "close it although the old one still works, and why")
+			c.Flags().StringArrayVar(&told, "told-by-hand", nil, "RECIPIENT=HOW: no mail reaches an address, and how it was told (repeatable)")
 			c.Flags().StringVar(&how.As, "as", "", `who closes it, as "name, phone"`)
 		},
 		func(ctx context.Context, id string) (*client.Incident, error) {
+			for _, t := range told {
+				to, text, ok := strings.Cut(t, "=")
+				if !ok || to == "" || strings.TrimSpace(text) == "" {
+					return nil, usageError{errors.New("--told-by-hand is RECIPIENT=HOW, as in --told-by-hand security@issuer.example='An called Jan, 14:05'")}
+				}
+				if how.ToldByHand == nil {
+					how.ToldByHand = map[string]string{}
+				}
+				how.ToldByHand[to] = text
+			}
 			return s.administration().Close(ctx, id, how)
 		},
 		func(out io.Writer, i *client.Incident) { printIncident(out, i, false) })
@@ -105,14 +119,22 @@ func incidentCommand(c *cobra.Command, flags func(*cobra.Command), do func(conte
 
 func leakDrill(s *sockets) *cobra.Command {
 	failed := false
+	var wait time.Duration
 	c := incidentCommand(&cobra.Command{Use: "drill CLIENT", Short: "Exercise a leak: everything, but to your own addresses",
 		Long: "Go through a leak of the client's credentials: the record, the mails, clearly marked as an exercise, to the\n" +
 			"organisation's own addresses and never to the issuer's. The client is not contained. Each step is timed, and the\n" +
-			"drill is kept as evidence. Exit code 69 if a step failed.",
-		Example: "  broker leak drill vdab"}, nil,
+			"drill is kept as evidence. It waits until a relay has taken the mails. Exit code 69 if a step failed, or that did not\n" +
+			"happen in time.",
+		Example: "  broker leak drill vdab"},
+		func(c *cobra.Command) {
+			c.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait for the mail relay")
+		},
 		func(ctx context.Context, name string) (*client.Incident, error) {
 			i, err := s.administration().Drill(ctx, name)
-			failed = err == nil && slices.ContainsFunc(i.Done, func(s client.IncidentStep) bool { return s.Outcome == "failed" })
+			if err == nil {
+				i, err = followDrill(ctx, s.administration(), i, wait)
+			}
+			failed = err == nil && (i.State != "closed" || slices.ContainsFunc(i.Done, func(s client.IncidentStep) bool { return s.Outcome == "failed" }))
 			return i, err
 		},
 		func(out io.Writer, i *client.Incident) {
@@ -128,6 +150,32 @@ func leakDrill(s *sockets) *cobra.Command {
 		return quiet(exitUnavailable)
 	}
 	return c
+}
+
+// followDrill waits for the end of a drill: when its mails are taken, or one is
+// refused for good, or the time is over.
+func followDrill(ctx context.Context, a *client.Admin, i *client.Incident, wait time.Duration) (*client.Incident, error) {
+	ends := time.Now().Add(wait)
+	progress := isTerminal(os.Stderr)
+	for i.State != "closed" && time.Now().Before(ends) && !slices.ContainsFunc(i.Mails, func(m client.Mail) bool { return m.State == "refused" }) {
+		if progress {
+			fmt.Fprintf(os.Stderr, "\r\x1b[Kdrill %s is recorded; waiting for the mail relay, %d s at most", i.ID, int(time.Until(ends).Seconds()))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, failure{exitTryAgain, fmt.Errorf("drill %s is recorded, and goes on: broker leak show %s", i.ID, i.ID)}
+		case <-time.After(500 * time.Millisecond):
+		}
+		next, err := a.Incident(ctx, i.ID)
+		if err != nil {
+			return nil, err
+		}
+		i = next
+	}
+	if progress {
+		fmt.Fprint(os.Stderr, "\r\x1b[K")
+	}
+	return i, nil
 }
 
 func leakEvidence(s *sockets) *cobra.Command {

@@ -43,33 +43,8 @@ func printDeclared(out io.Writer, i *client.Incident, d *client.Declaration) {
 	if d.Joins != "" {
 		fmt.Fprintf(out, "\nGive the host of %s what is known here:\n  broker leak evidence %s > evidence.json   # here\n  broker leak evidence --add evidence.json %s   # there\n",
 			d.Joins, i.ID, d.Joins)
-	} else if i.Global != "" {
-		fmt.Fprintf(out, "\nOther hosts with the same secret are not known here. On each of them:\n  %s\n", onOtherHosts(i, d))
 	}
 	fmt.Fprintf(out, "\nFollow it with broker leak show %s\n", i.ID)
-}
-
-// onOtherHosts is the command line that contains it there.
-func onOtherHosts(i *client.Incident, d *client.Declaration) string {
-	words := []string{"broker leak declare --incident " + i.Global + " --no-mail"}
-	if i.Severity != "" {
-		words = append(words, "--"+i.Severity)
-	}
-	for _, w := range d.What {
-		words = append(words, "--what "+w)
-	}
-	if i.Policy != "" {
-		words = append(words, "--policy "+i.Policy)
-	}
-	for _, f := range []struct {
-		name string
-		text string
-	}{{"--from", day(d.From)}, {"--to", day(d.To)}} {
-		if f.text != "-" {
-			words = append(words, f.name+" "+f.text)
-		}
-	}
-	return strings.Join(append(words, d.Client), " ")
 }
 
 // printUnrecorded is for the worst case: a person has to do it by hand. known
@@ -155,6 +130,11 @@ func printReport(out io.Writer, i *client.Incident) {
 		fmt.Fprintf(w, "%s\t%s\trevision %d\t%s\n", orDash(m.State), m.To, m.Revision, since)
 	}
 	_ = w.Flush()
+	for _, m := range i.Mails {
+		if len(m.Why) > 0 {
+			fmt.Fprintf(out, "Revision %d to %s, after %d attempts: %s. Next attempt: %s.\n", m.Revision, m.To, m.Attempts, strings.Join(m.Why, "; "), spoken(m.NextAttempt))
+		}
+	}
 }
 
 // printRest is what a person has to do, and by when.
@@ -192,8 +172,8 @@ func printIncident(out io.Writer, i *client.Incident, texts bool) {
 		printMails(out, i.Mails)
 	}
 	printRest(out, i)
-	if i.State == "draft" && len(i.Clients) > 0 {
-		fmt.Fprintf(out, "\nThe daemon suspects this; a person decides: broker leak declare --draft %s %s\n", i.ID, i.Clients[0])
+	if i.State == "draft" {
+		fmt.Fprintln(out, "\nThe daemon suspects this; a person decides.")
 	}
 }
 

@@ -98,7 +98,7 @@ func (d *incidentsOf) administration() api.Administration {
 			i, err := d.known("2026-0007", "drill "+name)
 			i.Drill = true
 			if d.is("failing") {
-				i.Done[0].Outcome = "failed"
+				i.State, i.Done[0].Outcome = "closed", "failed"
 			}
 			return i, err
 		},
@@ -164,8 +164,15 @@ func (d *incidentsOf) known(id string, asked any) (client.Incident, error) {
 		return client.Incident{}, &broker.Error{Code: client.NotFound, Detail: "there is no incident " + id}
 	}
 	i := incidentOf(client.Declaration{Client: "vdab", Severity: "confirmed", Policy: "quarantine", Happened: "It stood in a repository."})
-	if d.is("draft") {
+	switch {
+	case d.is("draft"):
 		i.State = "draft"
+	case d.is("delivered"):
+		i.State = "closed"
+	case d.is("unreachable"):
+		i.Mails[0].Attempts, i.Mails[0].NextAttempt, i.Mails[0].Why = 3, i.Declared.Add(time.Hour), []string{"mail.corp.example:587 cannot be reached", "mx2:25 refused it (550)"}
+	case d.is("refused"):
+		i.Mails[0].State = "refused"
 	}
 	return i, nil
 }
@@ -200,7 +207,7 @@ func incidentOf(w client.Declaration) client.Incident {
 // talkWith is "talk ANSWERS CODE COMMAND…": it runs a command on a terminal,
 // types the next line of the file ANSWERS at each prompt, and wants the exit
 // code. What the person sees is in the file screen, without blanks at the ends
-// of lines. ^C and ^D are the keys.
+// of lines. ^C and ^D are the keys; ^up starts the daemon before the next answer.
 func talkWith(ts *testscript.TestScript, _ bool, args []string) {
 	program := args[2]
 	if !filepath.IsAbs(program) {
@@ -266,6 +273,10 @@ func play(ts *testscript.TestScript, terminal *os.File, answers []string, end st
 		if len(answers) == 0 {
 			_ = p.Kill()
 			continue
+		}
+		if answers[0] == "^up" { // the daemon starts meanwhile
+			startIncidents(ts, false, nil)
+			answers = answers[1:]
 		}
 		typed := answers[0] + "\n"
 		if key := map[string]string{"^C": "\x03", "^D": "\x04"}[answers[0]]; key != "" {

@@ -39,14 +39,14 @@ func scanCommand(s *sockets) *cobra.Command {
 			"and is clean.",
 		Example: "  broker scan /var/log /home\n  broker scan --git ~/src\n  broker scan --journal\n  broker scan --json /srv/backup > findings.jsonl",
 		RunE: func(cmd *cobra.Command, paths []string) error {
-			if len(paths) == 0 && !r.journal {
+			if len(paths) == 0 && (!r.journal || r.git) {
 				return usageError{errors.New("name what to scan, as in broker scan /var/log, or --journal")}
 			}
 			r.admin, r.out, r.err = s.administration(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 			r.progress = isTerminal(os.Stderr)
 			return r.run(cmd.Context(), paths)
 		}}
-	c.Flags().BoolVar(&r.git, "git", false, "read all objects of git repositories, the whole history, instead of their files")
+	c.Flags().BoolVar(&r.git, "git", false, "read the whole history of the git repositories in and around the paths, too")
 	c.Flags().BoolVar(&r.journal, "journal", false, "read the system journal, as far as you may")
 	c.Flags().BoolVar(&r.asJSON, "json", false, "print a JSON object for each finding, and a summary at the end")
 	c.Flags().BoolVarP(&r.verbose, "verbose", "v", false, "list what could not be read")
@@ -86,6 +86,8 @@ func (r *scanRun) run(ctx context.Context, paths []string) error {
 		return err
 	case report.Found > 0:
 		return quiet(exitData)
+	case r.git && len(report.Alone) > 0:
+		return usageError{fmt.Errorf("no git repository at or below %s: without --git it is read as files", plainText(strings.Join(report.Alone, ", ")))}
 	case report.NotRead > 0:
 		return quiet(exitTryAgain)
 	}
@@ -195,6 +197,9 @@ type scanSummary struct {
 	Inside  int64         `json:"inside"`
 	NotRead int           `json:"not_read"`
 	Unread  []scan.Unread `json:"unread"`
+
+	Repositories int  `json:"repositories"`
+	History      bool `json:"history"` // of these repositories was read
 }
 
 // print shows what was found; whole says that the scan came to its end.
@@ -207,7 +212,7 @@ func (r *scanRun) print(report scan.Report, whole bool) error {
 				return err
 			}
 		}
-		return e.Encode(map[string]scanSummary{"summary": {whole, report.Found, report.Files, report.Bytes, report.Inside, report.NotRead, report.Unread}})
+		return e.Encode(map[string]scanSummary{"summary": {whole, report.Found, report.Files, report.Bytes, report.Inside, report.NotRead, report.Unread, report.Repositories, r.git}})
 	}
 	for _, f := range report.Findings {
 		if _, err := fmt.Fprintln(r.out, findingLine(f)); err != nil {
@@ -231,6 +236,9 @@ func (r *scanRun) print(report scan.Report, whole bool) error {
 		if !r.verbose {
 			summary += ": --verbose lists them"
 		}
+	}
+	if n := report.Repositories; n > 0 && !r.git {
+		summary += fmt.Sprintf("\n%d git repositories: their history was not read; add --git", n)
 	}
 	_, err := fmt.Fprintln(r.err, summary)
 	return err

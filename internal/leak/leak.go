@@ -266,6 +266,9 @@ type Closing struct {
 	// reason for closing all the same.
 	OldRefused bool   `json:"old_refused"`
 	StillValid string `json:"still_valid,omitempty"`
+	// ToldByHand says how recipients were told whom no mail reached. Left out for
+	// the issuer.
+	ToldByHand map[string]string `json:"told_by_hand,omitempty"`
 	// NewVersion is the secrets manager's name of what serves now.
 	NewVersion string `json:"new_version,omitempty"`
 }

@@ -226,7 +226,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 		r.Own = &Own{Clients: i.Clients, Policy: i.Policy, DeclaredAt: i.DeclaredAt, DeclaredBy: i.DeclaredBy, FoundBy: i.FoundBy, Evidence: evidence}
 	} else if i.Closing != nil {
 		c := *i.Closing
-		c.By = Declarer{}
+		c.By, c.ToldByHand = Declarer{}, nil
 		r.Closed = &c
 	}
 	return r

@@ -71,6 +71,18 @@ func stage(severity Severity, rotation, kind string) Incident {
 	return i
 }
 
+// Who was told by hand, and by whom, is the organisation's own.
+func TestToldByHandIsOurs(t *testing.T) {
+	i := stage(Confirmed, "by-request", "final")
+	i.Closing.ToldByHand = map[string]string{"security@issuer.example": "An called."}
+	if r := newReport(&i, sender(), false); len(r.Closed.ToldByHand) != 0 {
+		t.Error("the issuer is told")
+	}
+	if r := newReport(&i, sender(), true); len(r.Closed.ToldByHand) != 1 {
+		t.Error("we are not told")
+	}
+}
+
 // A parsed mail, as the standard library reads it.
 type parsed struct {
 	header mail.Header

@@ -21,6 +21,8 @@ func schema(t reflect.Type) map[string]any {
 		return schema(t.Elem())
 	case t.Kind() == reflect.Slice:
 		return map[string]any{"type": "array", "items": schema(t.Elem())}
+	case t.Kind() == reflect.Map:
+		return map[string]any{"type": "object", "additionalProperties": schema(t.Elem())}
 	case t.Kind() == reflect.Bool:
 		return map[string]any{"type": "boolean"}
 	case t.Kind() == reflect.String:

@@ -25,6 +25,9 @@ func (i *Incident) tidy() {
 	}
 	if i.Closing != nil {
 		i.Closing.StillValid, i.Closing.NewVersion = clean(i.Closing.StillValid, longText), line(i.Closing.NewVersion)
+		for to, how := range i.Closing.ToldByHand {
+			i.Closing.ToldByHand[to] = clean(how, longText)
+		}
 	}
 	tidyLists(i.Actions, &i.Exposure, &i.Holders)
 	for n := range i.Others {

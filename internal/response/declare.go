@@ -45,6 +45,15 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	quick, cancel := context.WithTimeout(ctx, lookTime) // a secrets manager that hangs does not hold the record up
 	r.complete(quick, &i)
 	cancel()
+	if d.Draft != "" {
+		old, err := r.get(d.Draft)
+		if err == nil {
+			err = confirmable(&old, &i)
+		}
+		if err != nil {
+			return client.Incident{}, err
+		}
+	}
 	if d.DryRun {
 		return r.preview(&c, i, d)
 	}
@@ -71,16 +80,10 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident
 		i, err = r.book.Declare(i, d.NoMail)
 	} else {
 		i, err = r.book.Update(d.Draft, func(draft *leak.Incident) error {
-			if draft.State != leak.Draft || draft.Clients[0] != i.Clients[0] {
-				return &broker.Error{Code: client.InvalidRequest, Detail: fmt.Sprintf("incident %s is no suspicion about %s that waits to be confirmed", draft.ID, i.Clients[0])}
+			if err := confirmable(draft, &i); err != nil {
+				return err
 			}
-			i.Format, i.ID, i.Host, i.KnownAt, i.State = draft.Format, draft.ID, draft.Host, draft.KnownAt, leak.Open
-			i.DeclaredAt, i.Revisions = r.now(), draft.Revisions
-			if len(i.Versions) == 0 {
-				i.Versions = draft.Versions
-			}
-			*draft = i
-			draft.Revise(r.now(), "", d.NoMail)
+			r.confirm(draft, i, d.NoMail)
 			return nil
 		})
 	}
@@ -269,13 +272,23 @@ func (r *Responder) sharing(i *leak.Incident) []string {
 func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (client.Incident, error) {
 	now := r.now()
 	i.Format, i.ID, i.Host, i.DeclaredAt, i.KnownAt = 1, fmt.Sprintf("%04d-0000", now.Year()), r.o.Host, now, now
+	if d.Draft != "" {
+		old, err := r.get(d.Draft)
+		if err != nil {
+			return client.Incident{}, err
+		}
+		r.confirm(&old, i, d.NoMail)
+		i = old
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), stepTime)
 	defer cancel()
 	if t, ok := r.trace(ctx, &i); ok {
 		t.into(&i)
 		outcome(&i, "trace_tokens", leak.Done, fmt.Sprint(i.Exposure.Count), now)
 	}
-	i.Revise(now, "", d.NoMail)
+	if d.Draft == "" {
+		i.Revise(now, "", d.NoMail)
+	}
 	one := c.client(i.Clients[0])
 	order := one.Languages
 	if d.Language != "" {
@@ -287,7 +300,7 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 		}
 	}
 	out := r.view(&i)
-	out.ID, out.Global, out.Record = "", "", nil
+	out.ID, out.Global, out.Record, out.Mails = "", "", nil, nil
 	if len(c.Relays) == 0 {
 		return out, nil
 	}

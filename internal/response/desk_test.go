@@ -262,6 +262,16 @@ func (d *desk) declare(c client.Declaration) client.Incident {
 	return i
 }
 
+// record is what the book holds of an incident.
+func (d *desk) record(id string) leak.Incident {
+	d.t.Helper()
+	i, err := d.r.book.Get(id)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return i
+}
+
 // step is how a step of the incident stands.
 func (d *desk) step(id, what string) (outcome leak.Outcome, detail string) {
 	d.t.Helper()
@@ -275,16 +285,6 @@ func (d *desk) step(id, what string) (outcome leak.Outcome, detail string) {
 		}
 	}
 	return outcome, detail
-}
-
-// record is what the book holds of an incident.
-func (d *desk) record(id string) []byte {
-	d.t.Helper()
-	i, err := d.r.Incident(d.t.Context(), id)
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return i.Record
 }
 
 // alarms counts those of the audit log about incidents, by code.

@@ -107,13 +107,15 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token: say in words which one it is")
 	case len(how.OldStillValid) > longestText || len(how.As) > longestText:
 		return client.Incident{}, refuse(client.InvalidRequest, "a text is longer than %d bytes", longestText)
+	case r.told(how.ToldByHand) != nil:
+		return client.Incident{}, r.told(how.ToldByHand)
 	case i.State == leak.Draft || i.Drill:
 		return r.drop(who, &i, how)
 	}
-	if missing := r.unreported(&i); missing != "" {
+	if missing := r.unreported(&i, how.ToldByHand); missing != "" {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %s", i.ID, missing)
 	}
-	closing := leak.Closing{By: declarer(who, how.As), StillValid: how.OldStillValid}
+	closing := leak.Closing{By: declarer(who, how.As), StillValid: how.OldStillValid, ToldByHand: how.ToldByHand}
 	if closing.NewVersion, err = r.renewed(ctx, &i); err != nil {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
 	}
@@ -157,21 +159,46 @@ func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.Incide
 	return r.view(&closed), nil
 }
 
-// unreported says what of the report is not delivered; empty: nothing.
-func (r *Responder) unreported(i *leak.Incident) string {
-	if i.Unqueued() {
-		return "its report is not queued yet"
-	}
+// unreported says what of the report is neither delivered nor told by hand;
+// empty: nothing.
+func (r *Responder) unreported(i *leak.Incident, told map[string]string) string {
 	var left []string
-	for _, d := range r.deliveries(i.ID) {
-		if d.State != leak.Sent && !slices.Contains(left, d.Recipient) {
-			left = append(left, d.Recipient)
+	add := func(to string) {
+		if told[to] == "" && !slices.Contains(left, to) {
+			left = append(left, to)
 		}
 	}
-	if len(left) == 0 {
-		return ""
+	if i.Unqueued() {
+		for _, to := range slices.Concat(i.Issuer.Contacts, i.CopyTo) {
+			add(to)
+		}
 	}
-	return "its report is not delivered to " + strings.Join(left, ", ") + ": broker leak show " + i.ID + " says why"
+	for _, d := range r.deliveries(i.ID) {
+		if d.State != leak.Sent {
+			add(d.Recipient)
+		}
+	}
+	switch {
+	case len(left) == 0:
+		return ""
+	case i.Unqueued():
+		return "its report to " + strings.Join(left, ", ") + " is not queued yet; if that cannot be, tell them, and say so with --told-by-hand RECIPIENT=HOW"
+	}
+	return "its report is not delivered to " + strings.Join(left, ", ") + ": broker leak show " + i.ID +
+		" says why; if no relay takes it, tell them, and say so with --told-by-hand RECIPIENT=HOW"
+}
+
+// told judges what is said of recipients that were told by hand.
+func (r *Responder) told(list map[string]string) error {
+	for to, how := range list {
+		switch {
+		case strings.TrimSpace(how) == "" || len(how) > longestText:
+			return refuse(client.InvalidRequest, "told_by_hand: say in a few words how %.100q was told: when, by whom, in which way", to)
+		case r.o.Broker.Holds([]byte(how)) || obvious(how):
+			return refuse(client.InvalidRequest, "told_by_hand: the text holds a secret or token: say in words which one it is")
+		}
+	}
+	return nil
 }
 
 // oldRefused asks the issuer about the version that has leaked, once.

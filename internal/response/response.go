@@ -249,8 +249,15 @@ func (r *Responder) contain() error {
 
 // quarantines says whether i keeps its clients from being served.
 func quarantines(i *leak.Incident) bool {
-	return i.State == leak.Open && !i.Drill && i.Policy == leak.Quarantine &&
-		!slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "release" && a.Outcome == leak.Done })
+	if i.State != leak.Open || i.Drill || i.Policy != leak.Quarantine {
+		return false
+	}
+	for _, a := range slices.Backward(i.Actions) { // a suspicion that was released may be confirmed
+		if a.What == "quarantine" || a.What == "release" && a.Outcome == leak.Done {
+			return a.What == "quarantine"
+		}
+	}
+	return true
 }
 
 // now is the time as records have it.

@@ -276,7 +276,21 @@ func TestUndelivered(t *testing.T) {
 			t.Errorf("%+v %v", open, mails)
 		}
 		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "It was a false alarm."})
-		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example")
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example, security@corp.example", "--told-by-hand")
+		shown, err := d.r.Incident(t.Context(), i.ID)
+		if m := shown.Mails[0]; err != nil || m.Attempts < 2 || !m.NextAttempt.After(d.r.now()) || len(m.Why) != 1 || !strings.Contains(m.Why[0], "421 4.3.2") {
+			t.Errorf("%+v, %v", shown.Mails, err)
+		}
+		if !strings.Contains(string(shown.Record), fmt.Sprintf(`"attempts":%d`, shown.Mails[0].Attempts)) {
+			t.Errorf("stale: %s", shown.Record)
+		}
+		told := map[string]string{"ict_iam@issuer.example": "An called Jan, 14:05."}
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: told})
+		wantCode(t, err, client.InvalidRequest, "not delivered to security@corp.example:")
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: map[string]string{"a@b": "It is " + theSecret}})
+		wantCode(t, err, client.InvalidRequest, "holds a secret")
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "x", ToldByHand: map[string]string{"a@b": " "}})
+		wantCode(t, err, client.InvalidRequest, "a few words")
 		d.relay.breakDown(false)
 		time.Sleep(20 * time.Minute)
 		if n := len(d.relay.taken()); n != 2 {
@@ -346,6 +360,9 @@ func TestSuspicion(t *testing.T) {
 		time.Sleep(time.Minute)
 		if n := d.alarms()["draft"]; n != 2 {
 			t.Errorf("%d alarms", n)
+		}
+		if draft, err := d.r.Incident(t.Context(), list[0].ID); err != nil || draft.ByHand[0] != "If it is a leak, or may be one: broker leak declare --confirm "+list[0].ID+" vdab" {
+			t.Errorf("%q, %v", draft.ByHand, err)
 		}
 		c := confirmed("quarantine")
 		c.Draft = list[0].ID
@@ -454,7 +471,7 @@ func TestAutomatic(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		list := incidents()
-		if len(list) != 4 || list[0].State != "open" || list[0].Severity != "suspected" || list[0].Policy != "quarantine" || !strings.Contains(string(d.record(list[0].ID)), `"client_secret"`) {
+		if len(list) != 4 || list[0].State != "open" || list[0].Severity != "suspected" || list[0].Policy != "quarantine" || !slices.Contains(d.record(list[0].ID).What, "client_secret") {
 			t.Fatalf("%+v", list[0])
 		}
 		_, err := d.get()
@@ -637,5 +654,146 @@ func TestRecorded(t *testing.T) {
 			t.Errorf("%d entries", n)
 		}
 		d.start()
+	})
+}
+
+// An incident can be closed when no relay ever comes back: how the recipients
+// were told is in its record.
+func TestToldByHand(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.relay.breakDown(true)
+		i := d.declare(confirmed("keep-serving"))
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(20 * time.Minute)
+		told := map[string]string{"ict_iam@issuer.example": "An called Jan, 14:05.", "security@corp.example": "An walked there."}
+		closed, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{ToldByHand: told})
+		if err != nil || closed.State != "closed" || d.record(i.ID).Closing.ToldByHand["ict_iam@issuer.example"] != told["ict_iam@issuer.example"] {
+			t.Fatalf("%+v, %v", closed, err)
+		}
+	})
+}
+
+// A suspicion that a person declared becomes certain: the same incident, whose
+// mails follow those of before, and which may be quarantined now.
+func TestConfirm(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		c := confirmed("keep-serving")
+		c.Severity = "suspected"
+		first := d.declare(c)
+		if !slices.Contains(first.ByHand, "When it is certain: broker leak declare --confirm 2000-0001 --confirmed vdab") {
+			t.Errorf("%q", first.ByHand)
+		}
+		time.Sleep(time.Minute)
+		version := d.record(first.ID).Versions["vdab"]
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(time.Minute)
+		sent := len(d.relay.taken())
+
+		next := confirmed("quarantine")
+		for words, change := range map[string]func(c *client.Declaration){
+			"2000-0002":                func(c *client.Declaration) { c.Draft = "2000-0002" },
+			"suspicion already":        func(c *client.Declaration) { c.Severity = "suspected" },
+			"an incident of this host": func(c *client.Declaration) { c.Joins = "2026-0007@db1" },
+		} {
+			for _, dry := range []bool{true, false} {
+				bad := next
+				bad.Draft, bad.DryRun = first.ID, dry
+				change(&bad)
+				if _, err := d.r.Declare(t.Context(), d.caller, bad); err == nil || !strings.Contains(err.Error(), words) {
+					t.Errorf("%s: %v", words, err)
+				}
+			}
+		}
+		next.Draft, next.DryRun = first.ID, true
+		plan := d.declare(next)
+		if len(plan.Mails) != 2 || plan.Mails[0].Revision != len(d.record(first.ID).Revisions)+1 || plan.ID != "" {
+			t.Errorf("%+v", plan.Mails)
+		}
+		next.DryRun = false
+		i := d.declare(next)
+		if i.ID != first.ID || i.Severity != "confirmed" || len(i.Quarantined) != 1 {
+			t.Errorf("%+v", i)
+		}
+		_, err := d.get()
+		wantCode(t, err, client.Quarantined)
+		time.Sleep(time.Minute)
+		mails := d.relay.taken()[sent:]
+		if len(mails) != 2 || !strings.Contains(mails[0], "In-Reply-To: <2000-0001.1.") {
+			t.Errorf("%d mails\n%.600s", len(mails), strings.Join(mails, ""))
+		}
+		record := d.record(first.ID)
+		if record.Versions["vdab"] != version || record.KnownAt.After(first.Declared) || record.Exposure.Count == 0 {
+			t.Errorf("%+v", record)
+		}
+		if o, _ := d.step(first.ID, "install_version"); o != leak.Done {
+			t.Error("what was done before is lost")
+		}
+		if err := confirmable(&leak.Incident{State: leak.Draft, Severity: leak.Suspected, Clients: []string{"vdab"}}, &leak.Incident{Clients: []string{"mkp"}}); err == nil {
+			t.Error("another client's suspicion was confirmed")
+		}
+		next.Policy, next.Draft = "keep-serving", first.ID
+		_, err = d.r.Declare(t.Context(), d.caller, next)
+		wantCode(t, err, client.InvalidRequest, "no suspicion")
+		if list, _ := d.r.Incidents(t.Context()); len(list) != 1 {
+			t.Errorf("%d incidents", len(list))
+		}
+	})
+}
+
+// A suspicion that stopped its client cannot be confirmed into serving; one
+// that was released stops it again.
+func TestConfirmQuarantined(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		c := confirmed("quarantine")
+		c.Severity = "suspected"
+		i := d.declare(c)
+		next := confirmed("keep-serving")
+		next.Draft = i.ID
+		_, err := d.r.Declare(t.Context(), d.caller, next)
+		wantCode(t, err, client.InvalidRequest, "broker leak release 2000-0001")
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		next.Policy = "quarantine"
+		d.declare(next)
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined, i.ID)
+	})
+}
+
+// What contains an incident on other hosts is one line, which leaves nothing to
+// be asked.
+func TestElsewhere(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		c := confirmed("quarantine")
+		c.What = []string{"client_secret", "host"}
+		c.From, c.To = d.r.now().Add(-time.Hour).In(time.FixedZone("", 3600)), d.r.now()
+		want := "broker leak declare --incident 2000-0001@web1 --no-mail --confirmed --what client_secret --what host --policy quarantine" +
+			" --from 1999-12-31T23:00:00Z --to 2000-01-01T00:00:00Z --yes vdab"
+		if i := d.declare(c); !slices.ContainsFunc(i.ByHand, func(s string) bool { return strings.HasSuffix(s, ": "+want) }) {
+			d.t.Errorf("%q", i.ByHand)
+		}
 	})
 }

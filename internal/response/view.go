@@ -98,10 +98,27 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		if d.State == leak.Sent {
 			since = d.SentAt
 		}
-		out.Mails = append(out.Mails, client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since})
+		m := client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since}
+		undelivered(&m, d)
+		out.Mails = append(out.Mails, m)
 	}
-	out.Record, _ = json.Marshal(i)
+	record := *i
+	if len(deliveries) > 0 {
+		record.Deliveries = deliveries // as they are now
+	}
+	out.Record, _ = json.Marshal(&record)
 	return out
+}
+
+// undelivered says why a mail has not been taken, and when it is tried again.
+func undelivered(m *client.Mail, d leak.Delivery) {
+	if d.State == leak.Sent {
+		return
+	}
+	m.Attempts, m.NextAttempt = d.Attempts, d.NextAttempt
+	for _, a := range d.Last {
+		m.Why = append(m.Why, a.String())
+	}
 }
 
 // byHand is what a person has to do.
@@ -113,8 +130,12 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 	name := i.Clients[0]
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	if i.State == leak.Draft {
-		add("Look into it, then confirm it with broker leak declare %s, or end it with broker leak close %s.", name, i.ID)
+		add("If it is a leak, or may be one: broker leak declare --confirm %s %s", i.ID, name)
+		add("If it came to nothing: broker leak close %s", i.ID)
 		return list
+	}
+	if i.Severity == leak.Suspected && i.Joins == "" {
+		add("When it is certain: broker leak declare --confirm %s --confirmed %s", i.ID, name)
 	}
 	if len(c.Relays) == 0 {
 		add("No mail is sent, for no relay is configured: call or write to %s (%s) yourself.", i.Issuer.Name, strings.Join(i.Issuer.Contacts, ", "))
@@ -136,7 +157,7 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 		add("Tokens that were issued work until %s, unless %s ends them before.", end.Format(time.RFC3339), i.Issuer.Name)
 	}
 	if i.Joins == "" {
-		add("On each other host with these credentials: broker leak declare --incident %s --no-mail %s", i.GlobalID(), name)
+		add("On each other host with these credentials, which are not known here: %s", elsewhere(i))
 	} else {
 		add("Take this host's evidence to the other: broker leak evidence %s > FILE; there: broker leak evidence --add FILE %s", i.ID, i.Joins)
 	}
@@ -145,6 +166,25 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 	}
 	add("At the end: broker leak close %s", i.ID)
 	return list
+}
+
+// elsewhere is the command line that contains the incident on another host, and
+// asks nothing there.
+func elsewhere(i *leak.Incident) string {
+	words := []string{"broker leak declare --incident", i.GlobalID(), "--no-mail", "--" + string(i.Severity)}
+	for _, w := range i.What {
+		words = append(words, "--what", string(w))
+	}
+	words = append(words, "--policy", string(i.Policy))
+	for _, f := range []struct {
+		name string
+		at   time.Time
+	}{{"--from", i.Window.From}, {"--to", i.Window.To}} {
+		if !f.at.IsZero() {
+			words = append(words, f.name, f.at.UTC().Format(time.RFC3339))
+		}
+	}
+	return strings.Join(append(words, "--yes", i.Clients[0]), " ")
 }
 
 func revoked(i *leak.Incident) bool {

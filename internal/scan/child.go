@@ -56,6 +56,8 @@ func gitCommand(dir string, args ...string) []string {
 func (w *worker) git(ctx context.Context, dir, shown string) error {
 	at := spot{source: SourceGit, path: shown}
 	w.s.current.Store(&shown)
+	w.begin()
+	defer w.end(at)
 	failure, err := child(ctx, gitCommand(dir, "cat-file", "--batch-all-objects", "--batch", "--unordered", "--buffer"),
 		func(r *bufio.Reader) error { return w.objects(ctx, at, r) })
 	if err != nil {
@@ -170,6 +172,8 @@ func journal(ctx context.Context, w *worker) error {
 	shown := "the journal"
 	at := spot{source: SourceJournal, path: shown}
 	w.s.current.Store(&shown)
+	w.begin()
+	defer w.end(at)
 	failure, err := child(ctx, []string{"journalctl", "--no-pager", "--quiet", "--output=export"},
 		func(r *bufio.Reader) error { return w.entries(ctx, at, r) })
 	if failure != "" {

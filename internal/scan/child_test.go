@@ -96,6 +96,83 @@ func TestGit(t *testing.T) {
 	}
 }
 
+// The history is that of the repository around a path, too: from a directory or
+// a file in it, from another work tree, from a bare one; once.
+func TestRepositoryAround(t *testing.T) {
+	dir := t.TempDir()
+	top := filepath.Join(dir, "top")
+	write(t, dir, "top/sub/deep/f", []byte(client))
+	git(t, top, "init", "-q")
+	git(t, top, "add", "-A")
+	git(t, top, "commit", "-q", "-m", "m")
+	git(t, top, "rm", "-q", "sub/deep/f")
+	write(t, dir, "top/sub/deep/g", nil)
+	git(t, top, "commit", "-q", "-m", "m")
+	git(t, top, "worktree", "add", "-q", filepath.Join(dir, "linked"))
+	write(t, dir, "linked/sub/h", nil)
+	git(t, dir, "clone", "-q", "--bare", top, filepath.Join(dir, "bare"))
+	write(t, dir, "none/f", nil)
+	x := index(t, client)
+	for _, c := range []struct {
+		paths        []string
+		found, repos int
+		alone        []string
+	}{
+		{[]string{"top"}, 1, 1, nil},
+		{[]string{"top/sub/deep"}, 1, 1, nil},
+		{[]string{"top/sub/deep", "top/sub/deep/g", "top/.git"}, 1, 1, nil},
+		{[]string{"top/sub/deep/g", "top/sub"}, 1, 1, nil},
+		{[]string{"top/.git/refs"}, 1, 1, nil},
+		{[]string{"linked"}, 1, 1, nil},
+		{[]string{"linked/sub"}, 1, 1, nil},
+		{[]string{"bare"}, 1, 1, nil},
+		{[]string{"bare/info"}, 1, 1, nil},
+		{[]string{"none", "bare", "none/f"}, 1, 1, []string{"none"}},
+		{[]string{"."}, 2, 2, nil},
+	} {
+		for _, on := range []bool{true, false} {
+			var paths []string
+			for _, p := range c.paths {
+				paths = append(paths, filepath.Join(dir, p))
+			}
+			cfg := config(t, x, paths...)
+			cfg.Git = on
+			r := run(t, cfg)
+			var alone []string
+			for _, a := range r.Alone {
+				alone = append(alone, filepath.Base(a))
+			}
+			want := c.found
+			if !on {
+				want = 0
+			}
+			if r.Found != want || r.Repositories != c.repos || !slices.Equal(alone, c.alone) || r.NotRead != 0 {
+				t.Errorf("%v, %v: %+v", c.paths, on, r)
+			}
+		}
+	}
+}
+
+// A file that says where a repository is leads nobody out of the paths.
+func TestLinkedElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "other/f", []byte(client))
+	git(t, filepath.Join(dir, "other"), "init", "-q")
+	git(t, filepath.Join(dir, "other"), "add", "-A")
+	git(t, filepath.Join(dir, "other"), "commit", "-q", "-m", "m")
+	write(t, dir, "here/tree/.git", []byte("gitdir: "+filepath.Join(dir, "other/.git")+"\n"))
+	cfg := config(t, index(t, client), filepath.Join(dir, "here"))
+	cfg.Git = true
+	r := run(t, cfg)
+	if r.Found != 0 || r.NotRead != 1 || !strings.Contains(r.Unread[0].Reason, "repository elsewhere") || len(r.Alone) != 1 {
+		t.Errorf("%+v", r)
+	}
+	cfg.Git = false
+	if r := run(t, cfg); r.NotRead != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 // A repository's configuration runs nothing.
 func TestGitRunsNothing(t *testing.T) {
 	dir := t.TempDir()
@@ -126,6 +203,91 @@ func TestGitRunsNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(ran); err == nil {
 		t.Error("the repository's configuration ran a command")
+	}
+}
+
+// Each defence holds by itself: a git that would read the index runs no command
+// of the repository's configuration and no hook; one that lacks an object asks
+// nobody for it, whichever of the two means it knows.
+func TestGitIsToldToRunNothing(t *testing.T) {
+	real, err := exec.LookPath("git")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ran := filepath.Join(t.TempDir(), "ran")
+	git(t, dir, "init", "-q")
+	write(t, dir, "sub/f", []byte(client))
+	git(t, dir, "add", "-A")
+	git(t, dir, "commit", "-q", "-m", "m")
+	for _, hook := range []string{"post-index-change", "fsmonitor"} {
+		if err := os.WriteFile(filepath.Join(dir, ".git/hooks", hook), []byte("#!/bin/sh\ntouch "+ran+".$(basename $0)\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	git(t, dir, "config", "core.fsmonitor", filepath.Join(dir, ".git/hooks/fsmonitor"))
+	git(t, dir, "config", "remote.origin.promisor", "true")
+	git(t, dir, "config", "remote.origin.url", dir)
+	git(t, dir, "config", "remote.origin.uploadpack", "touch "+ran+".uploadpack; false")
+	git(t, dir, "config", "core.repositoryformatversion", "1")
+	git(t, dir, "config", "extensions.partialClone", "origin")
+	tree := git(t, dir, "rev-parse", "HEAD:sub")
+	for name, script := range map[string]string{
+		// The options that it is given, for a command that refreshes the index.
+		"index": `cd "$git/.." && touch sub/f && exec "$real" "$@" --work-tree=. update-index --refresh`,
+		"env":   `[ "$GIT_NO_LAZY_FETCH" = 1 ] && [ -z "$LEAK" ] || touch "$ran.env"`,
+		"fetch": `unset GIT_NO_LAZY_FETCH; exec "$real" "$@" cat-file -t ` + tree,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "fetch" {
+				if err := os.Remove(filepath.Join(dir, ".git/objects", tree[:2], tree[2:])); err != nil && !os.IsNotExist(err) {
+					t.Fatal(err)
+				}
+			}
+			bin := t.TempDir()
+			// "$@" becomes what stands before git's command.
+			text := "#!/bin/sh\nreal='" + real + "'\nran='" + ran + "'\n" + `n=$#
+while [ $n -gt 0 ]; do
+	a=$1; shift; n=$((n-1))
+	case $a in
+	cat-file|rev-list) shift $n; break;;
+	--git-dir=*) git=${a#--git-dir=};;
+	esac
+	set -- "$@" "$a"
+done
+`
+			if err := os.WriteFile(filepath.Join(bin, "git"), []byte(text+script+"\n"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+			t.Setenv("LEAK", "x")
+			cfg := config(t, index(t, client), dir)
+			cfg.Git = true
+			run(t, cfg)
+			if list, _ := filepath.Glob(ran + ".*"); len(list) > 0 {
+				t.Errorf("%q", list)
+			}
+		})
+	}
+}
+
+// An object of which only a part is read does not hide the next one.
+func TestObjectThatIsNotReadToItsEnd(t *testing.T) {
+	damaged := append([]byte("\x1f\x8b\x08\xff"), make([]byte, maxMember+1000)...)
+	damaged = append(damaged, fmt.Sprintf("\n%040d blob 9999999\n", 9)...) // what is left looks like an object that swallows the next
+	var b bytes.Buffer
+	for n, text := range [][]byte{damaged, []byte(client)} {
+		fmt.Fprintf(&b, "%040d blob %d\n%s\n", n, len(text), text)
+	}
+	s, err := New(config(t, index(t, client)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.worker().objects(t.Context(), spot{source: SourceGit}, newReader(b.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.result(); r.Found != 1 || r.Findings[0].Object != fmt.Sprintf("%040d", 1) {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -28,6 +28,7 @@ type root struct {
 	start string // in dir: "." or the name of a file
 	real  string // of start
 	shown string // of start: as it was given
+	git   string // git's directory of the repository around it; empty: there is none, or it is below
 }
 
 type roots []root
@@ -55,6 +56,9 @@ func openRoots(paths []string) (list roots, err error) {
 			return nil, fmt.Errorf("path %d of those to scan cannot be opened: %s: name files and directories that exist and that this user may read",
 				slices.Index(paths, p)+1, reason(err))
 		}
+		if git := repository(r.real); !below(git, r.real) {
+			r.git = git
+		}
 		list = append(list, r)
 	}
 	return list.distinct(), nil
@@ -65,7 +69,7 @@ func (l roots) distinct() (list roots) {
 	for i, r := range l {
 		covered := slices.ContainsFunc(l[:i], func(o root) bool { return o.real == r.real }) ||
 			slices.ContainsFunc(l, func(o root) bool {
-				return o.start == "." && o.real != r.real && strings.HasPrefix(r.real, strings.TrimSuffix(o.real, "/")+"/")
+				return o.start == "." && o.real != r.real && below(r.real, o.real)
 			})
 		if covered {
 			r.dir.Close()
@@ -74,6 +78,11 @@ func (l roots) distinct() (list roots) {
 		list = append(list, r)
 	}
 	return list
+}
+
+// below says whether a path is dir, or below it.
+func below(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 func (l roots) close() {
@@ -88,6 +97,8 @@ type visitor struct {
 	name   func(path string) (shown string, err error)
 	file   func(r *os.Root, rel, shown string, info os.FileInfo) error
 	git    func(dir, shown string) (taken bool, err error) // a repository, whose objects need no visit if it is taken
+	apart  func(shown string)                              // a work tree whose repository lies elsewhere
+	alone  func(shown string)                              // a root that has no repository around or below it
 }
 
 type inode struct{ dev, ino uint64 }
@@ -95,12 +106,19 @@ type inode struct{ dev, ino uint64 }
 type walk struct {
 	visitor
 	ctx  context.Context // of one call of walk
+	all  roots
 	seen map[inode]bool
+	// repositories that were met, by git's directory
+	repositories map[string]bool
 }
 
 func (l roots) walk(ctx context.Context, v visitor) error {
-	w := &walk{visitor: v, ctx: ctx, seen: map[inode]bool{}}
+	w := &walk{visitor: v, ctx: ctx, all: l, seen: map[inode]bool{}, repositories: map[string]bool{}}
 	for _, r := range l {
+		before := len(w.repositories)
+		if err := w.around(r); err != nil {
+			return err
+		}
 		info, err := r.dir.Lstat(r.start)
 		if err != nil {
 			w.unread(r.shown, reason(err))
@@ -109,8 +127,29 @@ func (l roots) walk(ctx context.Context, v visitor) error {
 		if err := w.entry(r, r.start, info); err != nil {
 			return err
 		}
+		if r.git == "" && len(w.repositories) == before {
+			shown, err := w.name(r.shown)
+			if err != nil {
+				return err
+			}
+			w.alone(shown)
+		}
 	}
 	return nil
+}
+
+// around visits the repository in which a root lies, once.
+func (w *walk) around(r root) error {
+	if r.git == "" || w.repositories[r.git] || slices.ContainsFunc(w.all, func(o root) bool { return o.start == "." && below(r.git, o.real) }) {
+		return nil
+	}
+	shown, err := w.name(r.git)
+	if err != nil {
+		return err
+	}
+	w.repositories[r.git] = true
+	_, err = w.git(r.git, shown)
+	return err
 }
 
 // entry visits one name.
@@ -151,10 +190,15 @@ func (w *walk) directory(r root, rel, shown string) error {
 	}
 	has := func(name string) bool { _, found := slices.BinarySearch(names, name); return found }
 	taken := false
+	dir := filepath.Join(r.real, rel)
 	if has("HEAD") && has("objects") && has("refs") {
-		if taken, err = w.git(filepath.Join(r.real, rel), shown); err != nil {
+		w.repositories[dir] = true
+		if taken, err = w.git(dir, shown); err != nil {
 			return err
 		}
+	}
+	if has(".git") {
+		w.linked(r, elsewhere(filepath.Join(dir, ".git")), shown)
 	}
 	for _, name := range names {
 		if taken && name == "objects" {
@@ -176,6 +220,15 @@ func (w *walk) directory(r root, rel, shown string) error {
 		}
 	}
 	return nil
+}
+
+// linked notes a work tree below a root whose repository is not below one: a
+// file that anybody can write does not lead us there.
+func (w *walk) linked(r root, git, shown string) {
+	if git == "" || git == r.git || slices.ContainsFunc(w.all, func(o root) bool { return below(git, o.real) }) {
+		return
+	}
+	w.apart(shown)
 }
 
 // list returns the names in a directory, sorted; none in the file systems by
@@ -205,6 +258,8 @@ func (w *worker) file(ctx context.Context, r *os.Root, rel, shown string) error 
 	at := spot{source: SourceFile, path: shown}
 	w.s.current.Store(&shown)
 	defer w.s.files.Add(1)
+	w.begin()
+	defer w.end(at)
 	f, err := r.OpenFile(rel, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		w.s.unread(at, reason(err))

@@ -353,18 +353,3 @@ func (x *Index) compare(text []byte, start int, p place, best map[*value]Match) 
 		best[v] = Match{v.client, v.field, v.version, p.form.name, !v.retired.IsZero(), start, end}
 	}
 }
-
-// Len is the number of live and of retired values.
-func (x *Index) Len() (live, retired int) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.expire()
-	for _, v := range x.values {
-		if v.retired.IsZero() {
-			live++
-		} else {
-			retired++
-		}
-	}
-	return live, retired
-}

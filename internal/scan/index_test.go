@@ -381,3 +381,18 @@ func FuzzForms(f *testing.F) {
 		}
 	})
 }
+
+// Len is the number of live and of retired values.
+func (x *Index) Len() (live, retired int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.expire()
+	for _, v := range x.values {
+		if v.retired.IsZero() {
+			live++
+		} else {
+			retired++
+		}
+	}
+	return live, retired
+}

@@ -38,13 +38,14 @@ type Scanner struct {
 	mu     sync.Mutex
 	report Report
 	memos  map[memoKey][]memo
+	misses map[memoKey]int
 }
 
 // Config says what to scan.
 type Config struct {
 	Filter  Filter   // of this scan, from the daemon
 	Paths   []string // files and directories. None: no files
-	Git     bool     // read the objects of git repositories found there, as git does. False: they are files
+	Git     bool     // read the objects of git repositories found there, and of those around the paths, as git does. False: they are files
 	Journal bool     // read the systemd journal, as far as this user may
 
 	// Confirm asks the daemon, one list of matches for each candidate, in
@@ -103,6 +104,10 @@ type Report struct {
 	Files    int       `json:"files"`
 	Bytes    int64     `json:"bytes"`  // of files
 	Inside   int64     `json:"inside"` // of members, git objects and journal entries
+	// Repositories of git that were met; with Config.Git, they were read.
+	Repositories int `json:"repositories"`
+	// Alone are the paths that lie in no git repository and have none below.
+	Alone []string `json:"alone,omitempty"`
 }
 
 // Progress is how far a scan is.
@@ -129,7 +134,7 @@ func New(cfg Config) (*Scanner, error) {
 	if cfg.MaxFindings <= 0 {
 		cfg.MaxFindings = 10000
 	}
-	s := &Scanner{cfg: cfg, memos: map[memoKey][]memo{}, report: Report{Findings: []Finding{}, Unread: []Unread{}}}
+	s := &Scanner{cfg: cfg, memos: map[memoKey][]memo{}, misses: map[memoKey]int{}, report: Report{Findings: []Finding{}, Unread: []Unread{}}}
 	for i := range cfg.Filter.Classes {
 		s.sieves = append(s.sieves, newSieve(&cfg.Filter, &cfg.Filter.Classes[i]))
 	}
@@ -186,19 +191,28 @@ func (s *Scanner) find(ctx context.Context, roots roots, jobs chan<- job) error 
 		}
 	}
 	names := s.worker()
-	return roots.walk(ctx, visitor{
+	err := roots.walk(ctx, visitor{
 		unread: func(path, reason string) { s.unread(spot{path: path}, reason) },
 		name:   func(path string) (string, error) { return names.name(ctx, spot{source: SourceFile}, path) },
 		file: func(r *os.Root, rel, shown string, _ os.FileInfo) error {
 			return send(func(ctx context.Context, w *worker) error { return w.file(ctx, r, rel, shown) })
 		},
+		apart: func(path string) {
+			if s.cfg.Git {
+				s.unread(spot{path: path}, "the history of this work tree is in a repository elsewhere: scan that, too")
+			}
+		},
+		alone: func(path string) { s.alone(path) },
 		git: func(dir, shown string) (taken bool, err error) {
+			s.repository()
 			if !s.cfg.Git {
 				return false, nil
 			}
 			return true, send(func(ctx context.Context, w *worker) error { return w.git(ctx, dir, shown) })
 		},
 	})
+	names.end(spot{path: "the names of files"})
+	return err
 }
 
 // count finds out how much there is, for the progress alone.
@@ -211,7 +225,9 @@ func (s *Scanner) count(ctx context.Context, roots roots) error {
 			s.expected.Add(info.Size())
 			return nil
 		},
-		git: func(string, string) (bool, error) { return s.cfg.Git, nil },
+		apart: func(string) {},
+		alone: func(string) {},
+		git:   func(string, string) (bool, error) { return s.cfg.Git, nil },
 	})
 	s.counted.Store(err == nil)
 	return err
@@ -249,6 +265,19 @@ func (s *Scanner) unread(at spot, reason string) {
 		}
 		s.report.Unread = append(s.report.Unread, Unread{at.path, member, reason})
 	}
+}
+
+// repository counts one, and alone notes a path that has none.
+func (s *Scanner) repository() {
+	s.mu.Lock()
+	s.report.Repositories++
+	s.mu.Unlock()
+}
+
+func (s *Scanner) alone(path string) {
+	s.mu.Lock()
+	s.report.Alone = append(s.report.Alone, path)
+	s.mu.Unlock()
 }
 
 // add notes a match at an offset.

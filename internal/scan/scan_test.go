@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -513,5 +514,57 @@ func TestUnreadableFile(t *testing.T) {
 	}
 	if u := s.result().Unread; len(u) != 1 || u[0].Path != "shown" || u[0].Reason == "" || s.found.Load() != 0 {
 		t.Errorf("%+v", u)
+	}
+}
+
+// Whoever knows a value can write pieces of it, each of which passes the filter:
+// that costs a bounded number of questions, is said, and hides no other value.
+func TestPiecesOfAValue(t *testing.T) {
+	dir, known := t.TempDir(), token(1)
+	x := index(t, client, known)
+	form := x.values[id{"vdab", "field", "1"}].forms[0]
+	piece := known[form.core : form.core+form.width+form.stride]
+	var text bytes.Buffer
+	for n := range 3000 {
+		fmt.Fprintf(&text, "%d %s\n", n, piece)
+	}
+	text.WriteString(client + "\n")
+	const files = 40
+	for n := range files {
+		write(t, dir, fmt.Sprintf("d/%d.log", n), text.Bytes())
+	}
+	write(t, dir, "whole", []byte(known))
+	for _, path := range []string{"d/1.log", "d"} {
+		cfg := config(t, x, filepath.Join(dir, path))
+		if path != "d" {
+			cfg.Paths = append(cfg.Paths, filepath.Join(dir, "whole"))
+		}
+		var asked atomic.Int64
+		confirm := cfg.Confirm
+		cfg.Confirm = func(ctx context.Context, list []Candidate) ([][]Match, error) {
+			asked.Add(int64(len(list)))
+			return confirm(ctx, list)
+		}
+		r := run(t, cfg)
+		one, entries := path != "d", int64(2*maxStride) // of the token's windows in clear and JSON
+		most, read := entries*(maxMisses+batch), 1
+		if !one {
+			most, read = entries*(maxAllMisses+batch*int64(runtime.GOMAXPROCS(0))), files
+		}
+		if n := asked.Load(); n > most {
+			t.Errorf("%s: %d questions, want at most %d", path, n, most)
+		}
+		found := 0
+		for _, f := range r.Findings {
+			if f.Version == "0" {
+				found++
+			}
+		}
+		if found != read || r.NotRead != read || !strings.Contains(r.Unread[0].Reason, "look at it") {
+			t.Errorf("%s: %d found, %d not read: %v", path, found, r.NotRead, r.Unread)
+		}
+		if one && r.Found != read+1 {
+			t.Errorf("what is whole elsewhere is hidden: %+v", r.Findings)
+		}
 	}
 }

@@ -25,6 +25,43 @@ type worker struct {
 	sieves []sieve
 	buf    []byte
 	hits   []hit
+	misses map[memoKey]int // in this file: places that passed and held no value
+	passed bool            // places were left out for that
+}
+
+const (
+	// maxMisses bounds the places of one file that pass by one entry of the
+	// filter and hold no value. By chance there is hardly one; whoever knows a
+	// value can write pieces of it, each of which costs a question.
+	maxMisses = 64
+	// maxAllMisses bounds them in all files, of which there may be many.
+	maxAllMisses = 16 * maxMisses
+)
+
+// begin is for a new file, repository or journal; end says, at its end, if not
+// all of it was looked at.
+func (w *worker) begin() { w.misses, w.passed = map[memoKey]int{}, false }
+
+func (w *worker) end(at spot) {
+	if w.passed {
+		w.s.unread(at, "it was not wholly read, for it holds many pieces of a value that are not the whole: look at it")
+	}
+}
+
+// worn says whether an entry has passed too much that was nothing.
+func (w *worker) worn(h hit) bool {
+	key := memoKey{h.width, h.entry}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	return w.misses[key] >= maxMisses || w.s.misses[key] >= maxAllMisses
+}
+
+func (w *worker) missed(h hit) {
+	key := memoKey{h.width, h.entry}
+	w.misses[key]++
+	w.s.mu.Lock()
+	w.s.misses[key]++
+	w.s.mu.Unlock()
 }
 
 // spot is where a text comes from.
@@ -45,6 +82,7 @@ func (m *Match) inside() inside { return inside{m.Client, m.Field, m.Version, m.
 
 func (s *Scanner) worker() *worker {
 	w := &worker{s: s, sieves: slices.Clone(s.sieves)}
+	w.begin()
 	for i := range w.sieves {
 		w.sieves[i].h = newHasher(s.cfg.Filter.Hash, w.sieves[i].h.width)
 	}
@@ -147,6 +185,10 @@ func (w *worker) look(ctx context.Context, b []byte, from, to int) ([]Match, err
 				matches = append(matches, known...)
 				continue
 			}
+			if w.worn(h) {
+				w.passed = true
+				continue
+			}
 			lo, hi := max(0, h.at-w.s.cfg.Filter.Before), min(len(b), h.at+h.width+w.s.cfg.Filter.After)
 			ask = append(ask, Candidate{At: h.at - lo, Text: slices.Clone(b[lo:hi])})
 			asked = append(asked, h)
@@ -164,6 +206,9 @@ func (w *worker) look(ctx context.Context, b []byte, from, to int) ([]Match, err
 			return nil, err
 		}
 		for i, h := range asked {
+			if len(answers[i]) == 0 {
+				w.missed(h)
+			}
 			for _, m := range answers[i] {
 				if m.Start < 0 || m.Start > at[i] || m.End < m.Start || m.End > size[i] {
 					return nil, errors.New("the scan stopped: the daemon's answer does not fit the question")
