@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/oidc"
@@ -40,6 +41,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 	}
 	w.writers(c)
 	w.brownOut(c)
+	w.protection(c, time.Now())
 	users := map[string]string{} // of each secret
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]

@@ -98,7 +98,11 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		if d.State == leak.Sent {
 			since = d.SentAt
 		}
-		out.Mails = append(out.Mails, client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since})
+		m := client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since, Signed: d.Signed, EncryptedTo: d.EncryptedTo}
+		for _, code := range d.Remarks {
+			m.Remarks = append(m.Remarks, leak.Remark(code))
+		}
+		out.Mails = append(out.Mails, m)
 	}
 	out.Record, _ = json.Marshal(i)
 	return out
