@@ -3,6 +3,7 @@ package configs
 import (
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -52,6 +53,10 @@ func (k *checker) protect(l *Leak) {
 // to be: it is held to the rules of a configuration's own files.
 func (k *checker) publicKey(path, name string, read func([]byte) (*leak.PublicKey, error)) *leak.PublicKey {
 	if name == "" || k.bad[path] || strings.HasPrefix(name, credentialsVariable) { // the last one outside of the unit
+		return nil
+	}
+	if !filepath.IsAbs(name) {
+		k.always(path, lastKey(path)+" is not an absolute path", "a path that begins with /", "")
 		return nil
 	}
 	data, distrusted := readTrusted(name)
