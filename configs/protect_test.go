@@ -145,3 +145,27 @@ func TestProtectionIsTrusted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What the operators' page shows is taken as it stands.
+func TestLeaksPage(t *testing.T) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now().AddDate(1, 0, 0)
+	dir := write(t, map[string]string{"mail.pem": mailCertificate(t, key, "broker@corp.example", end), "issuer.pem": mailCertificate(t, key, "security@issuer.example", end), "issuer.asc": openPGPKey(t, "ict_iam@issuer.example", 0)})
+	page, err := os.ReadFile("../docs/leaks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "```yaml\n")
+	block, _, ok := strings.Cut(block, "```")
+	cfg, err := load(t, map[string]string{"broker.yaml": strings.NewReplacer("/etc/credential-broker", dir, "provider: corp", "provider: unit").Replace(block) +
+		"  organisation: { name: A }\n  on_call: { name: B, phone: +32 2 000 00 00 }\n  smtp: { host: h, from: broker@corp.example }\n" + minimal})
+	if err != nil || !ok {
+		t.Fatal(err)
+	}
+	if p := cfg.Leak.Protection(); p.Signer == nil || len(p.Recipients) != 2 {
+		t.Errorf("%+v", p)
+	}
+}
