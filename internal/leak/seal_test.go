@@ -80,7 +80,8 @@ func (h *holder) certify(t testing.TB, public crypto.PublicKey, by *holder, chan
 }
 
 func authority(c *x509.Certificate) {
-	c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage, c.Subject.CommonName = true, true, x509.KeyUsageCertSign, nil, "authority"
+	c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
+	c.Subject.CommonName = "authority " + c.SerialNumber.String()
 }
 
 // newPGP makes an OpenPGP key, and its public half in armor.
@@ -217,6 +218,7 @@ func (o *opener) verify(part []byte, params map[string]string) []byte {
 func TestSealed(t *testing.T) {
 	strongCipher()
 	root := newHolder(t, "p-256", nil, authority)
+	between := newHolder(t, "p-256", root, authority)
 	smime := newHolder(t, "rsa-2048", nil, nil)
 	pgp, public := newPGP(t, 0, nil)
 	messages, err := Compose(stage(Confirmed, "by-request", "drill"), sender(), []Language{Dutch, English})
@@ -238,8 +240,8 @@ func TestSealed(t *testing.T) {
 				layers = append(layers, name)
 			}
 			if kind != "" {
-				own := newHolder(t, kind, root, nil)
-				p.Signer, p.key = must(t, ReadSigner, append(own.pem, root.pem...)), own.private
+				own := newHolder(t, kind, between, nil)
+				p.Signer, p.key = must(t, ReadSigner, append(own.pem, between.pem...)), own.private
 				layers = append(layers, "multipart/signed")
 			}
 			data, s, err := p.seal(&m, at)
@@ -302,6 +304,16 @@ func sealedHeader(t *testing.T, data []byte, before, subject, full string, encry
 		if len(line) > 100 || !bytes.HasSuffix(line, []byte("\r\n")) {
 			t.Errorf("the line %q", line)
 		}
+	}
+}
+
+// The library's own choice is DES.
+func TestWeakCipherIsRefused(t *testing.T) {
+	defer strongCipher()
+	k := must(t, ReadCertificate, newHolder(t, "rsa-2048", nil, nil).pem)
+	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmDESCBC
+	if _, err := k.encrypt([]byte("x"), at); err == nil {
+		t.Error("it is encrypted with DES")
 	}
 }
 
