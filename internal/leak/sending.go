@@ -88,11 +88,11 @@ func (o *Outbox) attempt(ctx context.Context, it *item) {
 		now := o.clock.Now().Wall.UTC().Truncate(time.Second)
 		data, sealing, err := protection.seal(&it.Message, now)
 		if err != nil {
-			tried, relays = []Attempt{{At: now, Result: Temporary, Stage: "encrypt", Cause: "encryption"}}, nil
+			tried = []Attempt{{At: now, Result: Temporary, Stage: "encrypt", Cause: "encryption"}}
 		}
-		for _, r := range relays {
+		for n := 0; err == nil && n < len(relays); n++ {
 			var a Attempt
-			if s, a = o.deliver(ctx, r, &it.Message, data); a.Result == Accepted {
+			if s, a = o.deliver(ctx, relays[n], &it.Message, data); a.Result == Accepted {
 				o.mu.Lock()
 				it.Sealing = sealing
 				o.mu.Unlock()
