@@ -255,6 +255,31 @@ type Leak struct {
 	// DrillEvery is how old the last drill may become before check --live
 	// warns. Missing: any age.
 	DrillEvery clock.Duration `yaml:"drill_every"`
+	// Sign has each report signed (S/MIME). Missing: none is.
+	Sign *Sign `yaml:"sign"`
+	// Encrypt has reports encrypted, by the address of the recipient. To an
+	// address that is not here they go in the clear. Missing: all do.
+	Encrypt map[string]Recipient `yaml:"encrypt"`
+
+	protection leak.Protection // what the files hold
+}
+
+// Sign is what reports are signed with (S/MIME, RFC 8551).
+type Sign struct {
+	// CertificateFile is the certificate of smtp.from in PEM, RSA or P-256, and
+	// after it those between it and its authority.
+	CertificateFile string `yaml:"certificate_file" check:"required"`
+	// Secret holds its private key in the field private_key.
+	Secret Secret `yaml:"secret" check:"required" hint:"as in secret: { provider: NAME, path: PATH }"`
+}
+
+// Recipient is whose reports are encrypted: exactly one of its keys is set.
+type Recipient struct {
+	// CertificateFile is the recipient's certificate in PEM, RSA, for S/MIME.
+	CertificateFile string `yaml:"certificate_file"`
+	// OpenPGPKeyFile is the recipient's public key, armored or not, for PGP/MIME
+	// (RFC 3156).
+	OpenPGPKeyFile string `yaml:"openpgp_key_file"`
 }
 
 // Person is whom somebody can call.

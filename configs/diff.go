@@ -26,6 +26,7 @@ type Change struct {
 func (c *Config) Diff(old *Config) []Change {
 	d := &differ{report: newReport()}
 	d.values("", reflect.ValueOf(*old), reflect.ValueOf(*c))
+	d.protection(old.Leak, c.Leak)
 	return d.changes
 }
 

@@ -201,6 +201,9 @@ func (k *checker) refreshSecrets() {
 				watched(*r.Secret, "a mail relay")
 			}
 		}
+		if s := k.c.Leak.Sign; s != nil {
+			watched(s.Secret, "the signature of reports")
+		}
 	}
 	for _, name := range names {
 		r := k.c.Clients[name].Refresh

@@ -311,6 +311,7 @@ func (k *checker) leak(l *Leak) {
 	for i, a := range l.CopyTo {
 		k.address(fmt.Sprintf("leak.copy_to[%d]", i), a)
 	}
+	k.protect(l)
 	k.when(l.UndeliveredAfter.D() < time.Minute, "leak.undelivered_after", "a relay needs more time than "+l.UndeliveredAfter.String(), "1m or more", "")
 	var untold []string
 	for _, name := range slices.Sorted(maps.Keys(k.c.Clients)) {

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/oidc"
@@ -42,6 +43,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 	w.relays(whole, c)
 	w.writers(c)
 	w.brownOut(c)
+	w.protection(c, time.Now())
 	users := map[string]string{} // of each secret
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]

@@ -168,6 +168,13 @@ type Mail struct {
 	// Subject and Text are empty where they were not asked for.
 	Subject string `json:"subject,omitempty"`
 	Text    string `json:"text,omitempty"`
+	// Signed: with S/MIME; EncryptedTo: to the key with this fingerprint. Of a
+	// mail that has left, or would.
+	Signed      bool   `json:"signed,omitempty"`
+	EncryptedTo string `json:"encrypted_to,omitempty"`
+	// Remarks are what was not as it should be when it left: unsigned though it
+	// was to be signed, with a certificate or key that has expired.
+	Remarks []string `json:"remarks,omitempty"`
 }
 
 // Incidents is the answer of GET /v1/incidents: newest first, without texts.

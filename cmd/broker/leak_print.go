@@ -82,7 +82,7 @@ func printMails(out io.Writer, mails []client.Mail) {
 		for k, other := range mails {
 			if other.Subject == m.Subject && other.Text == m.Text {
 				shown[k] = true
-				to = append(to, other.To)
+				to = append(to, other.To+sealed(other))
 			}
 		}
 		if n > 0 {
@@ -90,6 +90,21 @@ func printMails(out io.Writer, mails []client.Mail) {
 		}
 		fmt.Fprintf(out, "To:      %s\nSubject: %s\n\n%s\n", strings.Join(to, ", "), m.Subject, strings.TrimRight(m.Text, "\n"))
 	}
+}
+
+// sealed says how a mail leaves, or has left.
+func sealed(m client.Mail) string {
+	var parts []string
+	if m.Signed {
+		parts = append(parts, "signed")
+	}
+	if m.EncryptedTo != "" {
+		parts = append(parts, "encrypted to "+m.EncryptedTo)
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, ", ") + ")"
 }
 
 func printSteps(out io.Writer, i *client.Incident) {
@@ -127,12 +142,15 @@ func printReport(out io.Writer, i *client.Incident) {
 		if !m.Since.IsZero() {
 			since = "since " + spoken(m.Since)
 		}
-		fmt.Fprintf(w, "%s\t%s\trevision %d\t%s\n", orDash(m.State), m.To, m.Revision, since)
+		fmt.Fprintf(w, "%s\t%s\trevision %d\t%s\n", orDash(m.State), m.To, m.Revision, since+sealed(m))
 	}
 	_ = w.Flush()
 	for _, m := range i.Mails {
 		if len(m.Why) > 0 {
 			fmt.Fprintf(out, "Revision %d to %s, after %d attempts: %s. Next attempt: %s.\n", m.Revision, m.To, m.Attempts, strings.Join(m.Why, "; "), spoken(m.NextAttempt))
+		}
+		for _, r := range m.Remarks {
+			fmt.Fprintf(out, "The mail to %s, revision %d: %s.\n", m.To, m.Revision, r)
 		}
 	}
 }

@@ -388,6 +388,9 @@ func (s *server) liveHost(ctx context.Context) []client.Finding {
 	}
 	if leak != nil {
 		list = append(list, s.liveRelays(ctx)...)
+		if leak.Sign != nil {
+			list = append(list, s.liveSignature())
+		}
 		if leak.DrillEvery > 0 {
 			list = append(list, s.liveDrill(leak.DrillEvery.D()))
 		}

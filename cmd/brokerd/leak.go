@@ -17,6 +17,7 @@ import (
 	"credentialbroker/configs"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/response"
+	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
@@ -50,7 +51,7 @@ func responseConfig(c *configs.Config) response.Config {
 	language := ""
 	if l := c.Leak; l != nil {
 		r.Sender = leak.Sender{Organisation: l.Organisation, Name: l.OnCall.Name, Phone: l.OnCall.Phone, From: l.SMTP.From, ReplyTo: l.SMTP.ReplyTo}
-		r.CopyTo = l.CopyTo
+		r.CopyTo, r.Protection = l.CopyTo, l.Protection()
 		if len(r.CopyTo) == 0 {
 			r.CopyTo = []string{cmp.Or(l.SMTP.ReplyTo, l.SMTP.From)}
 		}
@@ -109,9 +110,9 @@ const (
 	loginRetry = 30 * time.Second
 )
 
-// relayLogins keeps the logins of the mail relays at hand: when they are
-// needed, the secrets manager may be what is down. A login that cannot be read
-// stays what it was.
+// relayLogins keeps at hand the logins of the mail relays, and the key that
+// signs: when they are needed, the secrets manager may be what is down. One
+// that cannot be read stays what it was.
 func (s *server) relayLogins(ctx context.Context) error {
 	said := ""
 	for {
@@ -121,7 +122,7 @@ func (s *server) relayLogins(ctx context.Context) error {
 			wait = loginRetry
 		}
 		if text := fmt.Sprint(err); err != nil && text != said && ctx.Err() == nil {
-			s.log.Warn("the login of a mail relay cannot be read; this is tried again", "error", err)
+			s.log.Warn("the login of a mail relay, or the key that signs reports, cannot be read; this is tried again", "error", err)
 			said = text
 		}
 		select {
@@ -141,30 +142,45 @@ func (s *server) readLogins(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	if sign := o.config.Leak.Sign; sign != nil {
+		err := s.readBundle(ctx, o, sign.Secret, func(fields map[string]secret.Secret) error {
+			if fields["private_key"].Empty() {
+				return errors.New("its secret needs the field private_key")
+			}
+			return s.response.SetSigningKey(fields["private_key"])
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("leak.sign: %w", err))
+		}
+	}
 	for n, relay := range o.config.Leak.Relays() {
 		if relay.Secret == nil {
 			continue
 		}
-		if err := s.readLogin(ctx, o, n, relay); err != nil {
+		err := s.readBundle(ctx, o, *relay.Secret, func(fields map[string]secret.Secret) error {
+			user, password := fields["username"], fields["password"]
+			if user.Empty() || password.Empty() {
+				return errors.New("its secret needs the fields username and password")
+			}
+			return user.Use(func(name []byte) error { return s.response.SetLogin(n, string(name), password) })
+		})
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", relay.Address(), err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *server) readLogin(ctx context.Context, o *opened, n int, relay configs.Relay) error {
+// readBundle reads a secret, and gives its fields to use for a moment.
+func (s *server) readBundle(ctx context.Context, o *opened, from configs.Secret, use func(fields map[string]secret.Secret) error) error {
 	ctx, cancel := context.WithTimeout(ctx, loginRetry)
 	defer cancel()
-	b, err := providers.Load(ctx, o.providers[relay.Secret.Provider], relay.Secret.Spec, "")
+	b, err := providers.Load(ctx, o.providers[from.Provider], from.Spec, "")
 	if err != nil {
 		return err
 	}
 	defer b.Wipe()
-	user, password := b.Fields["username"], b.Fields["password"]
-	if user.Empty() || password.Empty() {
-		return errors.New("its secret needs the fields username and password")
-	}
-	return user.Use(func(name []byte) error { return s.response.SetLogin(n, string(name), password) })
+	return use(b.Fields)
 }
 
 // incidentMetrics are counts of incidents and their mails.

@@ -46,6 +46,14 @@ func (s *server) liveRelays(ctx context.Context) (list []client.Finding) {
 	return list
 }
 
+// liveSignature says whether reports leave signed.
+func (s *server) liveSignature() client.Finding {
+	if !s.response.Signs() {
+		return client.Finding{Check: "mail", Target: "signature", Level: client.Error, Detail: "a report of a leak would leave unsigned: the private key of leak.sign could not be read, or is not the certificate's; the log says why"}
+	}
+	return client.Finding{Check: "mail", Target: "signature", Level: client.OK, Detail: "the private key is at hand, and is the certificate's"}
+}
+
 // liveDrill says when the last drill was.
 func (s *server) liveDrill(every time.Duration) client.Finding {
 	f := client.Finding{Check: "drill", Target: "leak", Level: client.OK}

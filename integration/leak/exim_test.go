@@ -229,13 +229,41 @@ func (x *exim) mails(n int) []mail {
 	return list
 }
 
-// read gives what is in the Maildir now.
-func (x *exim) read() (list []mail) {
+// files waits for that many in the Maildir, and gives them as they are.
+func (x *exim) files(n int) (list [][]byte) {
 	x.t.Helper()
-	cmd := exec.CommandContext(x.t.Context(), "/usr/bin/python3", filepath.Join(real.Root(), "integration", "leak", "read.py"), filepath.Join(x.dir, "Maildir"))
+	var names []string
+	for range 200 {
+		if names, _ = filepath.Glob(filepath.Join(x.dir, "Maildir", "new", "*")); len(names) >= n {
+			break
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		list = append(list, b)
+	}
+	if len(list) != n {
+		x.t.Fatalf("%d mails, want %d", len(list), n)
+	}
+	return list
+}
+
+// read gives what is in the Maildir now.
+func (x *exim) read() []mail {
+	x.t.Helper()
+	return readMaildir(x.t, filepath.Join(x.dir, "Maildir"))
+}
+
+func readMaildir(t *testing.T, dir string) (list []mail) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/usr/bin/python3", filepath.Join(real.Root(), "integration", "leak", "read.py"), dir)
 	out, err := cmd.Output()
 	if err != nil || json.Unmarshal(out, &list) != nil {
-		x.t.Fatalf("read.py: %v\n%s", err, out)
+		t.Fatalf("read.py: %v\n%s", err, out)
 	}
 	return list
 }

@@ -104,6 +104,8 @@ func TestForbiddenImports(t *testing.T) {
 		{"cmd/broker", "cloud.google.com/", "the command line links no cloud SDK"},
 		{"cmd/broker", "google.golang.org/grpc", "the command line links no cloud SDK"},
 		{"cmd/broker", "github.com/prometheus/", "it costs start-up time that every token call would pay"},
+		{"cmd/broker", "github.com/smallstep/", "mails are the daemon's"},
+		{"cmd/broker", "github.com/ProtonMail/", "mails are the daemon's"},
 		{"cmd/broker", module + "/configs", "configurations belong to the daemon"},
 		{"providers", "github.com/hashicorp/", "an SDK lives in its adapter"},
 		{"providers", "github.com/aws/", "an SDK lives in its adapter"},

@@ -48,15 +48,17 @@ func (p *Private) Certificate(commonName string, from, until time.Time) ([]byte,
 // CertificateOf reads a certificate in PEM. Of a chain, whose order is that of
 // TLS, it gives the first. Whether it is valid now is not looked at.
 func CertificateOf(certificate secret.Secret) (*x509.Certificate, error) {
-	chain, err := certificates(certificate)
+	chain, err := Certificates(certificate)
 	if err != nil {
 		return nil, err
 	}
 	return chain[0], nil
 }
 
-func certificates(s secret.Secret) (chain []*x509.Certificate, err error) {
-	err = s.Use(func(b []byte) error {
+// Certificates is CertificateOf for the whole chain, which has one certificate
+// at least.
+func Certificates(certificate secret.Secret) (chain []*x509.Certificate, err error) {
+	err = certificate.Use(func(b []byte) error {
 		switch {
 		case len(b) == 0:
 			return errEmpty
@@ -110,7 +112,7 @@ func Pair(private, certificate secret.Secret) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("private_key: %w", err)
 	}
-	chain, err := certificates(certificate)
+	chain, err := Certificates(certificate)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("certificate: %w", err)
 	}

@@ -30,9 +30,10 @@ type Outbox struct {
 
 	adding sync.Mutex // one Enqueue at a time: what one has, it has durably
 
-	mu     sync.Mutex
-	relays []*relay
-	items  map[string]*item
+	mu         sync.Mutex
+	relays     []*relay
+	protection protection
+	items      map[string]*item
 }
 
 // A Delivery is how one message fares.
@@ -50,6 +51,8 @@ type Delivery struct {
 	Attempts    int       `json:"attempts"`
 	// Last is how the last attempt ended at each relay that was asked.
 	Last []Attempt `json:"last,omitempty"`
+	// Sealing is how it left, once it is sent.
+	Sealing
 }
 
 // A DeliveryState is where a message stands.
@@ -81,6 +84,7 @@ type item struct {
 func OpenOutbox(dir, host string, relays []Relay, c clock.Clock) (*Outbox, error) {
 	o := &Outbox{clock: c, helo: host, store: store{dir: dir}, wake: make(chan struct{}, 1), items: map[string]*item{},
 		dial: func(ctx context.Context, r Relay) (net.Conn, error) { return r.Dial(ctx, r.Address()) }}
+	strongCipher()
 	if err := o.SetRelays(relays); err != nil {
 		return nil, err
 	}

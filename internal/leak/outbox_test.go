@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/mail"
 	"os"
 	"path/filepath"
 	"slices"
@@ -227,6 +228,24 @@ func TestBodyTakenWithoutReply(t *testing.T) {
 		s.set(nil)
 		w.after(time.Hour)
 		if len(s.mails) != 2 || !bytes.Equal(s.mails[0], s.mails[1]) || parse(t, s.mails[1]).header.Get("Message-ID") != messages[0].ID {
+			t.Errorf("%d mails", len(s.mails))
+		}
+	})
+	synctest.Test(t, func(t *testing.T) { // encrypted anew, and the same mail to its reader
+		s := &server{tls: "starttls", script: map[string]string{"body": "keep and close"}}
+		w := newWorld(t, s)
+		_, public := newPGP(t, 0, nil)
+		w.o.SetProtection(Protection{Recipients: map[string]*PublicKey{"person0@corp.example": must(t, ReadOpenPGP, public)}})
+		messages := w.enqueue(1)
+		w.after(5 * time.Second)
+		s.set(nil)
+		w.after(time.Hour)
+		for _, data := range s.mails {
+			if m, err := mail.ReadMessage(bytes.NewReader(data)); err != nil || m.Header.Get("Message-ID") != messages[0].ID {
+				t.Error(err)
+			}
+		}
+		if len(s.mails) != 2 {
 			t.Errorf("%d mails", len(s.mails))
 		}
 	})

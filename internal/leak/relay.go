@@ -74,14 +74,14 @@ func (r Relay) Address() string {
 // words.
 type Attempt struct {
 	At     time.Time `json:"at"`
-	Relay  string    `json:"relay"` // host:port
+	Relay  string    `json:"relay"` // host:port; empty: it came to none
 	Result Result    `json:"result"`
-	// Stage is how far it came: connect, greeting, tls, login, sender,
+	// Stage is how far it came: encrypt, connect, greeting, tls, login, sender,
 	// recipient, data, body or done.
 	Stage string `json:"stage"`
 	// Cause is reply, timeout, closed, name, connect, proxy, configuration,
 	// certificate, tls, no_starttls, no_login, login_missing, login_busy,
-	// login_refused or protocol; empty if it was accepted.
+	// login_refused, protocol or encryption; empty if it was accepted.
 	Cause string `json:"cause,omitempty"`
 	// Code is the reply's (RFC 5321 §4.2), and Enhanced the code beside it
 	// (RFC 3463), as 5.1.1.
@@ -103,6 +103,9 @@ const (
 func (a Attempt) String() string {
 	if a.Result == Accepted {
 		return a.Relay + " took it"
+	}
+	if a.Cause == "encryption" {
+		return "it cannot be encrypted, and does not leave in the clear: check the recipient's key under leak.encrypt"
 	}
 	text := map[string]string{
 		"reply": "refused it", "timeout": "did not answer in time", "closed": "closed the connection", "name": "has no address: check the name and DNS",

@@ -49,6 +49,9 @@ func (o *Outbox) due() ([]*item, time.Duration) {
 	now, wait := o.clock.Now(), lookWait
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if hold := o.keyless(now); hold > 0 {
+		return nil, min(wait, hold)
+	}
 	var due []*item
 	room := mostAtOnce
 	for _, it := range o.items {
@@ -77,14 +80,22 @@ func (o *Outbox) due() ([]*item, time.Duration) {
 // note, is not sent again: noting is tried until it works.
 func (o *Outbox) attempt(ctx context.Context, it *item) {
 	o.mu.Lock()
-	relays, sent := o.relays, it.State == Sent
+	relays, protection, sent := o.relays, o.protection, it.State == Sent
 	o.mu.Unlock()
 	var tried []Attempt
 	var s *session
 	if !sent {
-		for _, r := range relays {
+		now := o.clock.Now().Wall.UTC().Truncate(time.Second)
+		data, sealing, err := protection.seal(&it.Message, now)
+		if err != nil {
+			tried = []Attempt{{At: now, Result: Temporary, Stage: "encrypt", Cause: "encryption"}}
+		}
+		for n := 0; err == nil && n < len(relays); n++ {
 			var a Attempt
-			if s, a = o.deliver(ctx, r, &it.Message); a.Result == Accepted {
+			if s, a = o.deliver(ctx, relays[n], &it.Message, data); a.Result == Accepted {
+				o.mu.Lock()
+				it.Sealing = sealing
+				o.mu.Unlock()
 				sent, tried = true, append(tried, a)
 				break
 			}

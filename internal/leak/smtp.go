@@ -54,8 +54,8 @@ type session struct {
 	stop func() bool
 }
 
-// deliver hands m to a relay. The session is left open only if it was accepted.
-func (o *Outbox) deliver(ctx context.Context, r *relay, m *Message) (*session, Attempt) {
+// deliver hands m to a relay, as data. The session is left open only if it was accepted.
+func (o *Outbox) deliver(ctx context.Context, r *relay, m *Message, data []byte) (*session, Attempt) {
 	s, a := o.open(ctx, r)
 	if s == nil {
 		return nil, a
@@ -77,7 +77,7 @@ func (o *Outbox) deliver(ctx context.Context, r *relay, m *Message) (*session, A
 	}
 	o.store.step("in body")
 	if !s.do(&a, "body", bodyTime, func() error {
-		if _, err := w.Write(m.Data); err != nil {
+		if _, err := w.Write(data); err != nil {
 			return err
 		}
 		return w.Close() // it waits for the reply

@@ -309,7 +309,8 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 		return out, &broker.Error{Code: client.InvalidRequest, Detail: err.Error()}
 	}
 	for _, m := range messages {
-		out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: m.Subject, Text: m.Body})
+		sealing, subject := c.Protection.For(m)
+		out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: subject, Text: m.Body, Signed: sealing.Signed, EncryptedTo: sealing.EncryptedTo})
 	}
 	return out, nil
 }

@@ -83,7 +83,9 @@ func (r *Responder) follow(i *leak.Incident, status map[string]broker.ClientStat
 		_ = r.contain()
 	}
 	if sent := r.delivered(i); sent != nil {
+		before := i.Deliveries
 		change("", func(i *leak.Incident) error { i.Deliveries = sent; return nil })
+		r.remark(i, before)
 	}
 	switch {
 	case i.State == leak.Closed:
@@ -127,6 +129,22 @@ func (r *Responder) delivered(i *leak.Incident) []leak.Delivery {
 		return nil
 	}
 	return list
+}
+
+// remark notes mails that have left otherwise than they were to, since before.
+func (r *Responder) remark(i *leak.Incident, before []leak.Delivery) {
+	for _, d := range i.Deliveries {
+		known := slices.ContainsFunc(before, func(b leak.Delivery) bool { return b.MessageID == d.MessageID && b.State == leak.Sent })
+		if known || d.State != leak.Sent {
+			continue
+		}
+		for _, code := range d.Remarks {
+			r.o.Log.Warn("a report of an incident has left, and "+leak.Remark(code), "incident", i.ID, "to", d.Recipient)
+			e := event(i, code, nil)
+			e.Detail["recipient"] = d.Recipient
+			r.o.Audit.Note(e)
+		}
+	}
 }
 
 func (r *Responder) deliveries(id string) []leak.Delivery {

@@ -66,6 +66,8 @@ type Config struct {
 	Sender leak.Sender
 	// Relays take the mails, in this order. Empty: those of before.
 	Relays []leak.Relay
+	// Protection signs and encrypts them.
+	Protection leak.Protection
 	// CopyTo are the organisation's own addresses.
 	CopyTo []string
 	// UndeliveredAfter is when a mail that no relay has taken is an alarm.
@@ -133,10 +135,14 @@ func (r *Responder) SetConfig(c Config) error {
 			if err := out.Damaged(); err != nil {
 				r.alarm("", "damaged", "", err.Error())
 			}
+			out.SetProtection(c.Protection)
 			r.outbox = out
 			close(r.opened)
-		} else if err := r.outbox.SetRelays(c.Relays); err != nil {
-			return err
+		} else {
+			if err := r.outbox.SetRelays(c.Relays); err != nil {
+				return err
+			}
+			r.outbox.SetProtection(c.Protection)
 		}
 	}
 	r.config = c
@@ -152,6 +158,24 @@ func (r *Responder) SetLogin(n int, username string, password secret.Secret) err
 		return errors.New("there is no mail relay")
 	}
 	return out.SetLogin(n, username, password)
+}
+
+// SetSigningKey gives the private key of Config.Protection's certificate.
+func (r *Responder) SetSigningKey(private secret.Secret) error {
+	r.mu.Lock()
+	out := r.outbox
+	r.mu.Unlock()
+	if out == nil {
+		return errors.New("there is no mail relay")
+	}
+	return out.SetSigningKey(private)
+}
+
+// Signs says whether reports leave signed now.
+func (r *Responder) Signs() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.outbox != nil && r.outbox.Signs()
 }
 
 // CheckRelays goes as far as each relay lets it without sending.

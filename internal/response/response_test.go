@@ -1,6 +1,9 @@
 package response
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +16,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/keys"
 	"credentialbroker/internal/leak"
 )
 
@@ -794,6 +798,81 @@ func TestElsewhere(t *testing.T) {
 			" --from 1999-12-31T23:00:00Z --to 2000-01-01T00:00:00Z --yes vdab"
 		if i := d.declare(c); !slices.ContainsFunc(i.ByHand, func(s string) bool { return strings.HasSuffix(s, ": "+want) }) {
 			d.t.Errorf("%q", i.ByHand)
+		}
+	})
+}
+
+// What was to be signed and could not be, leaves all the same, and that is
+// written down; the preview says how each mail leaves.
+func TestSigned(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		own, err := keys.Generate("p-256")
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, err := own.PEM()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := own.Certificate("mail", time.Now(), time.Now().Add(48*time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(text)
+		template, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template.ExtKeyUsage = nil // the one of Certificate is for TLS
+		der, err := x509.CreateCertificate(rand.Reader, template, template, own.Signer().Public(), own.Signer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.config.Protection.Signer, err = leak.ReadSigner(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.r.SetSigningKey(private); err == nil {
+			t.Error("a key for no certificate")
+		}
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		c := confirmed("")
+		c.Severity, c.DryRun = "suspected", true
+		if plan := d.declare(c); len(plan.Mails) != 2 || !plan.Mails[0].Signed || plan.Mails[0].EncryptedTo != "" {
+			t.Errorf("%+v", plan.Mails)
+		}
+		c.DryRun = false
+		unsigned := d.declare(c)
+		time.Sleep(30 * time.Second)
+		if err := d.r.SetSigningKey(private); err != nil || !d.r.Signs() {
+			t.Fatal(err)
+		}
+		signed := d.declare(c)
+		time.Sleep(30 * time.Second)
+		for id, want := range map[string]bool{unsigned.ID: false, signed.ID: true} {
+			i, err := d.r.Incident(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range i.Mails {
+				if m.State != "sent" || m.Signed != want || (len(m.Remarks) == 0) != want {
+					t.Errorf("%s: %+v", id, m)
+				}
+			}
+		}
+		notes := 0
+		for e, err := range audit.Read(filepath.Join(d.dir, "audit"), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Code == "unsigned" && strings.HasPrefix(e.Detail["incident"], unsigned.ID) && e.Detail["recipient"] != "" {
+				notes++
+			}
+		}
+		if notes != 2 {
+			t.Errorf("%d notes, want one a mail", notes)
 		}
 	})
 }

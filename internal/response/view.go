@@ -98,7 +98,10 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		if d.State == leak.Sent {
 			since = d.SentAt
 		}
-		m := client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since}
+		m := client.Mail{To: d.Recipient, Revision: d.Revision, State: string(d.State), Since: since, Signed: d.Signed, EncryptedTo: d.EncryptedTo}
+		for _, code := range d.Remarks {
+			m.Remarks = append(m.Remarks, leak.Remark(code))
+		}
 		undelivered(&m, d)
 		out.Mails = append(out.Mails, m)
 	}
