@@ -109,9 +109,9 @@ const (
 	loginRetry = 30 * time.Second
 )
 
-// relayLogins keeps the logins of the mail relays at hand: when they are
-// needed, the secrets manager may be what is down. A login that cannot be read
-// stays what it was.
+// relayLogins keeps the logins of the mail relays, and the webhook's key, at
+// hand: when they are needed, the secrets manager may be what is down. What
+// cannot be read stays what it was.
 func (s *server) relayLogins(ctx context.Context) error {
 	said := ""
 	for {
@@ -121,7 +121,7 @@ func (s *server) relayLogins(ctx context.Context) error {
 			wait = loginRetry
 		}
 		if text := fmt.Sprint(err); err != nil && text != said && ctx.Err() == nil {
-			s.log.Warn("the login of a mail relay cannot be read; this is tried again", "error", err)
+			s.log.Warn("the login of a mail relay, or the key of the webhook, cannot be read; this is tried again", "error", err)
 			said = text
 		}
 		select {
@@ -137,10 +137,17 @@ func (s *server) readLogins(ctx context.Context) error {
 	s.mu.Lock()
 	o := s.current
 	s.mu.Unlock()
-	if o.config.Leak == nil {
-		return nil
-	}
 	var errs []error
+	if w := o.config.Alarm.Webhook; w != nil {
+		if err := s.webhook.read(ctx, o.providers[w.Secret.Provider], w.Secret); err != nil {
+			errs = append(errs, fmt.Errorf("alarm.webhook: %w", err))
+		}
+	} else {
+		s.webhook.forget()
+	}
+	if o.config.Leak == nil {
+		return errors.Join(errs...)
+	}
 	for n, relay := range o.config.Leak.Relays() {
 		if relay.Secret == nil {
 			continue
