@@ -62,7 +62,8 @@ func received(r *http.Request) (id, body string, err error) {
 type receiver struct {
 	*httptest.Server
 	mu     sync.Mutex
-	status int // zero: 204
+	status int    // zero: 204
+	first  func() // is called with the first alarm, before its answer
 	ids    []string
 	bodies []string
 	wrong  []error
@@ -78,6 +79,10 @@ func newReceiver(t *testing.T) *receiver {
 			r.wrong = append(r.wrong, fmt.Errorf("%s: %w", req.URL, err))
 		}
 		r.ids, r.bodies = append(r.ids, id), append(r.bodies, body)
+		if r.first != nil {
+			r.first()
+			r.first = nil
+		}
 		if r.status == 0 {
 			w.WriteHeader(http.StatusNoContent)
 			return

@@ -75,7 +75,7 @@ func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 			}
 		}
 		mails["late"] += late[i.ID]
-		if i.State != leak.Closed || late[i.ID] > 0 {
+		if i.State != leak.Closed || late[i.ID] > 0 && !i.Drill {
 			open = append(open, Summary{i.ID, string(i.State), i.Clients[0], i.DeclaredAt, late[i.ID]})
 		}
 		delete(late, i.ID)
