@@ -355,9 +355,9 @@ func (h *alarmHook) tell(ctx context.Context, e audit.Entry, line []byte) (done,
 			return false, false
 		}
 		err := h.run(ctx, c, id, line)
-		var refused *refusedAlarm
+		var refused *refusedError
 		errors.As(err, &refused)
-		wait := pause
+		var wait time.Duration
 		switch {
 		case err == nil:
 			h.counts.ok.Add(1)

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/response"
 )
 
@@ -100,5 +102,24 @@ func TestDaemonEndsInTheJournal(t *testing.T) {
 	b, err := io.ReadAll(r)
 	if err != nil || !strings.HasPrefix(string(b), "<3>") || strings.Contains(strings.TrimSuffix(string(b), "\n"), "\n") && !strings.Contains(string(b), "\n<3>") {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestUnrecordedDeclaration: an act that the audit log does not take is told to
+// whoever asked; if it was to declare a leak, to everybody.
+func TestUnrecordedDeclaration(t *testing.T) {
+	var b bytes.Buffer
+	log, err := audit.Open(audit.Config{Anchor: "none"}, audit.Options{Dir: filepath.Join(t.TempDir(), "audit")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{log: logger(&b), audit: log}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.act(ctx, nil, "rotate", "vdab", nil); err == nil || b.Len() > 0 {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+	if err := s.act(ctx, nil, "leak.declare", "vdab", nil); err == nil || !strings.Contains(b.String(), `level=ALERT msg="a leak was declared and is not recorded`) {
+		t.Errorf("%v\n%s", err, b.String())
 	}
 }

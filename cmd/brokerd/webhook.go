@@ -34,14 +34,14 @@ type webhook struct {
 // errNoKey is for an alarm that cannot be signed yet.
 var errNoKey = errors.New("the key of the webhook has not been read yet; this is tried again")
 
-// A refusedAlarm is an answer other than 2xx.
-type refusedAlarm struct {
+// A refusedError is an answer other than 2xx.
+type refusedError struct {
 	status int
 	after  time.Duration // which the webhook asks for; zero: it does not
 }
 
 // Error says what to do about it.
-func (r *refusedAlarm) Error() string {
+func (r *refusedError) Error() string {
 	hint := map[int]string{
 		http.StatusUnauthorized: ": do both sides have the same key?", http.StatusForbidden: ": do both sides have the same key?",
 		http.StatusNotFound: ": check alarm.webhook.url", http.StatusGone: ": it takes no alarms any more: change or remove alarm.webhook",
@@ -54,13 +54,13 @@ func (r *refusedAlarm) Error() string {
 
 // forGood says whether the webhook will not take this alarm whenever it comes.
 // Other refusals end when somebody mends the key, the address or the receiver.
-func (r *refusedAlarm) forGood() bool {
+func (r *refusedError) forGood() bool {
 	return r != nil && slices.Contains([]int{http.StatusBadRequest, http.StatusGone, http.StatusRequestEntityTooLarge,
 		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity}, r.status)
 }
 
 // pause is ours, or the webhook's if that is longer.
-func (r *refusedAlarm) pause(ours time.Duration) time.Duration {
+func (r *refusedError) pause(ours time.Duration) time.Duration {
 	if r == nil {
 		return ours
 	}
@@ -95,7 +95,7 @@ func (w *webhook) post(ctx context.Context, a configs.Alarm, id string, line []b
 		return nil
 	}
 	seconds, _ := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 16)
-	return &refusedAlarm{resp.StatusCode, time.Duration(seconds) * time.Second} // #nosec G115 -- 16 bits
+	return &refusedError{resp.StatusCode, time.Duration(seconds) * time.Second} // #nosec G115 -- 16 bits
 }
 
 // sign makes the signature of version 1 with the key that of names.

@@ -163,7 +163,7 @@ func TestWebhookPost(t *testing.T) {
 	} {
 		r.answer(status)
 		err := post()
-		var refused *refusedAlarm
+		var refused *refusedError
 		if c.want == "" && err == nil {
 			continue
 		}
@@ -176,16 +176,17 @@ func TestWebhookPost(t *testing.T) {
 		t.Errorf("%d requests: a redirect was followed", len(ids))
 	}
 	r.Close()
-	var refused *refusedAlarm
+	var refused *refusedError
 	if err := post(); err == nil || errors.As(err, &refused) {
 		t.Errorf("nobody there: %v", err)
 	}
 	if refused.forGood() || refused.pause(time.Second) != time.Second {
 		t.Error("nobody there is an answer")
 	}
-	w.forget()
-	if err := post(); !errors.Is(err, errNoKey) {
-		t.Errorf("a key that was forgotten: %v", err)
+	s := &server{current: &opened{config: &configs.Config{}}}
+	s.webhook.key = w.key
+	if err := s.readLogins(t.Context()); err != nil || !s.webhook.key.Empty() || w.key.Use(func([]byte) error { return nil }) == nil {
+		t.Errorf("the key of a webhook that is gone is kept: %v", err)
 	}
 }
 
@@ -261,12 +262,13 @@ func TestWebhookIsPatient(t *testing.T) {
 		if n := strings.Count(w.out.String(), "an alarm waits"); n != 1 {
 			t.Errorf("it is said %d times that it waits", n)
 		}
+		w.failing(1)
 		set(nil)
-		pass(2 * time.Second)
-		w.expect("a 0")
-		w.counted(1, 0, 0)
+		pass(5 * time.Second)
+		w.expect("a 0", "a 0")
+		w.counted(1, 1, 0)
 
-		set(&refusedAlarm{status: 503, after: 5 * time.Minute})
+		set(&refusedError{status: 503, after: 5 * time.Minute})
 		w.alarm("b", "", "b")
 		pass(4 * time.Minute)
 		w.expect("b 0")
@@ -280,7 +282,7 @@ func TestWebhookIsPatient(t *testing.T) {
 		pass(time.Hour)
 		w.expect()
 
-		set(&refusedAlarm{status: 410})
+		set(&refusedError{status: 410})
 		w.alarm("c", "", "c")
 		pass(2 * time.Second)
 		w.expect("c 0")
@@ -350,7 +352,7 @@ func TestWebhookPage(t *testing.T) {
 		t.Errorf("%v, %v, %d bytes", err, wrong, key.Len())
 	}
 	for status := range 600 {
-		if (&refusedAlarm{status: status}).forGood() != strings.Contains(section, fmt.Sprintf("`%d`", status)) {
+		if (&refusedError{status: status}).forGood() != strings.Contains(section, fmt.Sprintf("`%d`", status)) {
 			t.Errorf("%d is not as it is said", status)
 		}
 	}
