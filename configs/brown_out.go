@@ -69,6 +69,9 @@ func (k *checker) brownOut(b *BrownOut) {
 	if k.c.Leak != nil && k.c.Leak.Sign != nil {
 		alone(k.c.Leak.Sign.Secret.Provider, "the signature of reports")
 	}
+	if w := k.c.Alarm.Webhook; w != nil {
+		alone(w.Secret.Provider, "the webhook of alarm")
+	}
 	for _, name := range slices.Sorted(maps.Keys(k.c.Providers)) {
 		other := k.c.Providers[name].File
 		k.when(name != b.Provider && other != nil && filepath.Clean(other.Path) == filepath.Clean(p.File.Path), join("providers", b.Provider)+".file.path",

@@ -151,6 +151,7 @@ func TestEgress(t *testing.T) {
     owner: { contact: a@b.example, purpose: x }
     allow: [{ user: root }]
 leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: smtp.corp.example, from: a@b.example }, fallback: [{ host: other.example, tls: implicit }] }
+alarm: { webhook: { url: "https://pager.example/alarm?to=1", proxy: http://proxy.corp.example, secret: { provider: unit, path: hook } } }
 `})
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +162,7 @@ leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 },
 	}
 	got := fmt.Sprint(all)
 	want := "[{keys.vdab.be:8443  [client vdab: keys]} {op-derden-cbt.vdab.be:443 proxy.corp.example:80 [client two: token endpoint]} " +
-		"{op-derden.vdab.be:443  [client vdab: token endpoint]} {other.example:465  [leak: mail relay]} {smtp.corp.example:587  [leak: mail relay]}]"
+		"{op-derden.vdab.be:443  [client vdab: token endpoint]} {other.example:465  [leak: mail relay]} {pager.example:443 proxy.corp.example:80 [alarm: webhook]} {smtp.corp.example:587  [leak: mail relay]}]"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

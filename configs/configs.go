@@ -13,6 +13,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/leak"
+	"credentialbroker/internal/outbound"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/providers/exec"
@@ -42,7 +43,7 @@ type Config struct {
 	Sockets Sockets `yaml:"sockets"`
 	// Metrics are for monitoring that cannot read the administrators' socket.
 	Metrics Metrics `yaml:"metrics"`
-	// Alarm is a command that is run for each alarm. Missing: none is.
+	// Alarm says whom each alarm is told beside the journal. Missing: nobody.
 	Alarm Alarm `yaml:"alarm"`
 	// BrownOut keeps what serves on this host, so that the daemon can start while
 	// a secrets manager is down. Missing: it cannot.
@@ -341,13 +342,30 @@ type Metrics struct {
 	TextFile string `yaml:"textfile"`
 }
 
-// Alarm is a command that is run for each alarm of the audit log, one at a
-// time, with the alarm as a line of JSON on standard input: docs/monitoring.md
-// says more. A change is taken with the next reload.
+// Alarm says whom each alarm of the audit log is told, one at a time: a
+// command, a webhook or both. docs/monitoring.md says more. A change is taken
+// with the next reload.
 type Alarm struct {
-	// Command is the absolute path of a program, and its arguments. Nobody but
-	// root and the broker's own user may be able to write it.
-	Command []string `yaml:"command" check:"required" hint:"as in command: [/usr/local/bin/page]"`
-	// Timeout is how long one run may take, at most 10m. Missing: 30s.
+	// Command is the absolute path of a program, and its arguments, which gets
+	// the alarm as a line of JSON on standard input. Nobody but root and the
+	// broker's own user may be able to write it. Missing: there is a webhook.
+	Command []string `yaml:"command"`
+	// Timeout is how long one run of the command may take, at most 10m. Missing:
+	// 30s.
 	Timeout clock.Duration `yaml:"timeout"`
+	// Webhook gets each alarm as a signed request. Missing: there is a command.
+	Webhook *Webhook `yaml:"webhook"`
+}
+
+// Webhook is where alarms are posted, each signed as in Standard Webhooks
+// 1.0.0 (HMAC-SHA256).
+type Webhook struct {
+	// URL is https, or http on loopback, and holds no credential.
+	URL string `yaml:"url" check:"required" hint:"as in url: https://pager.example.org/alarm"`
+	// Secret has the field key: whsec_ and the base64 of 24 to 64 random bytes.
+	Secret Secret `yaml:"secret" check:"required" hint:"as in secret: { provider: NAME, path: PATH }"`
+	// Timeout is how long one request may take, at most 30s. Missing: 30s.
+	Timeout clock.Duration `yaml:"timeout"`
+	// CAFile and Proxy as everywhere.
+	outbound.Config `yaml:",inline"`
 }

@@ -38,6 +38,9 @@ func (c *Config) Egress(clk clock.Clock) ([]Destination, error) {
 			e.add(r.Address(), r.Proxy, "leak: mail relay")
 		}
 	}
+	if w := c.Alarm.Webhook; w != nil {
+		e.url(w.URL, w.Proxy, "alarm: webhook")
+	}
 	var all []Destination
 	for _, key := range slices.SortedFunc(maps.Keys(e.found), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
 		all = append(all, *e.found[key])

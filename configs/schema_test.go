@@ -130,6 +130,9 @@ func (m *schemaMaker) object(t reflect.Type) object {
 	if t == reflect.TypeFor[Provider]() {
 		o["anyOf"] = []object{{"minProperties": 1, "maxProperties": 1}, {"required": []string{"write"}, "minProperties": 2, "maxProperties": 2}}
 	}
+	if t == reflect.TypeFor[Alarm]() {
+		o["anyOf"] = []object{{"required": []string{"command"}}, {"required": []string{"webhook"}}}
+	}
 	if d := m.pkg(t).types[t.Name()]; d != "" {
 		o["description"] = d
 	}
@@ -307,6 +310,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"clients: {a: {rotation: {kind: never}}}":               "enum",
 		"clients: {a: {allow: [{surfaces: [tokens]}]}}":         "enum",
 		"clients: {a: {secret: {fields: {client_id: [x]}}}}":    "anyOf",
+		"alarm: {timeout: 3s}":                                  "anyOf",
 		"limits: {connections: -1}":                             "minimum",
 		"limits: {connections: many}":                           "integer",
 		"state: true":                                           "string",

@@ -131,6 +131,13 @@ func (k *checker) proved(path string, s *Settings) {
 }
 
 func (k *checker) probe(path, text string) {
+	k.request(path, text, "probe", "the client's headers", "the request has the client's headers")
+}
+
+// request checks the URL of a request of ours: https, or http on loopback, and
+// no credential in it. what names it, shows is what the network would see of
+// it, instead what the request has in place of a credential.
+func (k *checker) request(path, text, what, shows, instead string) {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http":
@@ -138,12 +145,12 @@ func (k *checker) probe(path, text string) {
 		return
 	case u.Scheme == "http":
 		ip := net.ParseIP(u.Hostname())
-		k.when(u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()), path, "http shows the client's headers to the network", "https", "")
+		k.when(u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()), path, "http shows "+shows+" to the network", "https", "")
 	}
-	k.when(u.User != nil, path, "the URL of the probe holds a user or password", "a URL without", "the request has the client's headers")
+	k.when(u.User != nil, path, "the URL of the "+what+" holds a user or password", "a URL without", instead)
 	k.when(u.Fragment != "", path, "a #fragment is not sent", "a URL without", "")
 	for name := range u.Query() {
-		k.when(k.re.secretKey.MatchString(name), path, "a credential must not be in a URL: remove "+quote(name), "", "the request has the client's headers")
+		k.when(k.re.secretKey.MatchString(name), path, "a credential must not be in a URL: remove "+quote(name), "", instead)
 	}
 }
 
@@ -204,6 +211,9 @@ func (k *checker) refreshSecrets() {
 		if s := k.c.Leak.Sign; s != nil {
 			watched(s.Secret, "the signature of reports")
 		}
+	}
+	if w := k.c.Alarm.Webhook; w != nil {
+		watched(w.Secret, "the webhook of alarm")
 	}
 	for _, name := range names {
 		r := k.c.Clients[name].Refresh

@@ -65,6 +65,9 @@ func (c *Config) validate(r *report, whole bool) {
 }
 
 func (k *checker) alarm(a Alarm) {
+	_, command := k.places["alarm.command"]
+	_, webhook := k.places["alarm.webhook"]
+	k.when(!command && !webhook, "alarm", "alarm tells nobody", "command, webhook or both", "as in command: [/usr/local/bin/page]")
 	k.when(len(a.Command) == 0, "alarm.command", "the command is empty", "the absolute path of a program, and its arguments", "as in command: [/usr/local/bin/page]")
 	k.when(len(a.Command) > 0 && !filepath.IsAbs(a.Command[0]), "alarm.command[0]", "the command is not an absolute path", "a path that begins with /", "")
 	for i, arg := range a.Command {
@@ -72,6 +75,12 @@ func (k *checker) alarm(a Alarm) {
 	}
 	const longest = 10 * time.Minute
 	k.when(a.Timeout < 0 || a.Timeout.D() > longest, "alarm.timeout", "the command cannot have "+a.Timeout.String(), "at most 10m", "")
+	if w := a.Webhook; w != nil {
+		k.request("alarm.webhook.url", w.URL, "webhook", "the alarms", "the signature shows who sends it")
+		k.secret("alarm.webhook.secret", w.Secret)
+		k.proxy("alarm.webhook.proxy", w.Config)
+		k.when(w.Timeout < 0 || w.Timeout.D() > outbound.CallTimeout, "alarm.webhook.timeout", "the webhook cannot have "+w.Timeout.String(), "at most 30s", "")
+	}
 }
 
 // metrics go to this machine alone: what is to leave it, something made for

@@ -155,50 +155,12 @@ func hmacJWS(newHash func() hash.Hash, key secret.Secret, header, claims []byte)
 	out := make([]byte, 0, b64.EncodedLen(len(header))+b64.EncodedLen(len(claims))+b64.EncodedLen(newHash().Size())+2)
 	out = b64.AppendEncode(out, header)
 	out = b64.AppendEncode(append(out, '.'), claims)
-	mac, err := hmacOf(newHash(), key, out)
+	mac, err := key.HMAC(newHash(), out)
 	if err != nil {
 		clear(out)
 		return nil, err
 	}
 	return b64.AppendEncode(append(out, '.'), mac), nil
-}
-
-// hmacOf is RFC 2104 §2. crypto/hmac would keep the key, with a mask that
-// everybody knows, in memory that nobody can reach to wipe.
-func hmacOf(h hash.Hash, key secret.Secret, message []byte) ([]byte, error) {
-	const inner, outer = 0x36, 0x5c
-	block := make([]byte, h.BlockSize())
-	defer clear(block)
-	err := key.Use(func(k []byte) error {
-		if len(k) <= len(block) {
-			copy(block, k)
-			return nil
-		}
-		h.Write(k)
-		long := h.Sum(nil)
-		copy(block, long)
-		clear(long)
-		h.Write(make([]byte, len(block))) // the hash holds the key's end until something takes its place
-		h.Reset()
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	mask := func(with byte) {
-		for i := range block {
-			block[i] ^= with
-		}
-	}
-	mask(inner)
-	h.Write(block)
-	h.Write(message)
-	digest := h.Sum(nil)
-	mask(inner ^ outer)
-	h.Reset()
-	h.Write(block)
-	h.Write(digest)
-	return h.Sum(digest[:0]), nil
 }
 
 // isShared says whether alg signs with a shared secret.

@@ -157,7 +157,7 @@ func signedWith(m Material, token []byte) error {
 	if err != nil || string(alg) != "HS256" || m["client_secret"].Empty() {
 		return &Error{Kind: Refused, Message: "the token is not signed with HS256, as the client's are"}
 	}
-	want, err := hmacOf(sha256.New(), m["client_secret"], input)
+	want, err := m["client_secret"].HMAC(sha256.New(), input)
 	if err != nil {
 		return unusable("client_secret", err)
 	}

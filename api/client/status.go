@@ -16,15 +16,15 @@ type Status struct {
 	Clients      []StatusClient   `json:"clients"`
 	Providers    []ProviderStatus `json:"providers"`
 	Warnings     []Finding        `json:"warnings"` // of the configuration, and of the machine
-	// Incidents are those that are not closed.
+	// Incidents are those that are not closed, or whose report has not left.
 	Incidents []IncidentLine `json:"incidents,omitempty"`
 }
 
-// IncidentLine is one incident that is not closed.
+// IncidentLine is one incident that is not closed, or whose report has not left.
 type IncidentLine struct {
 	ID     string `json:"id"`
-	State  string `json:"state"` // draft, open
-	Client string `json:"client"`
+	State  string `json:"state"`  // draft, open, closed; damaged: its record cannot be read
+	Client string `json:"client"` // empty: its record cannot be read
 	// Undelivered counts the recipients whose mail relay has not taken the
 	// report, though it had its time.
 	Undelivered int       `json:"undelivered"`

@@ -73,8 +73,12 @@ func (d *incidentsOf) administration() api.Administration {
 		},
 		Denied: func(*access.Caller, string, string) {},
 		Status: func() client.Status {
-			return client.Status{Audit: client.AuditStatus{Healthy: true}, Clients: []client.StatusClient{{Client: "mkp", Purpose: "letters to citizens", Ready: true},
-				{Client: "vdab", Purpose: "vacancies feed", Ready: true}}}
+			st := client.Status{Audit: client.AuditStatus{Healthy: true}, Clients: []client.StatusClient{{Client: "mkp", Purpose: "letters to citizens", Ready: true},
+				{Client: "vdab", Purpose: "vacancies feed", Ready: true}}, Incidents: []client.IncidentLine{{ID: "2026-0007", State: "open", Client: "vdab"}}}
+			if d.is("undelivered") {
+				st.Incidents[0].Undelivered = 2
+			}
+			return st
 		},
 		Declare: func(_ context.Context, _ *access.Caller, w client.Declaration) (client.Incident, error) {
 			return d.declare(w)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -16,8 +17,9 @@ import (
 func statusCommand(s *sockets) *cobra.Command {
 	var asJSON, watch, check bool
 	c := &cobra.Command{Use: "status", Short: "Show how the broker does", Args: noArgs,
-		Long: "Show clients, secrets managers and the audit log. With --check, one line for a monitoring plug-in:\n" +
-			"exit code 0 all well, 1 warning, 2 a client cannot be served or a leak report is not delivered, 3 unknown.",
+		Long: "Show clients, secrets managers and the audit log. Exit code 75 while a leak report is not delivered though\n" +
+			"it had its time. With --check, one line for a monitoring plug-in: exit code 0 all well, 1 warning, 2 a client\n" +
+			"cannot be served or a leak report is not delivered, 3 unknown.",
 		Example: "  broker status\n  broker status --watch\n  broker status --check\n  broker status --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
@@ -38,8 +40,13 @@ func statusCommand(s *sockets) *cobra.Command {
 					}
 					err = printStatus(out, st)
 				}
-				if err != nil || !watch {
+				switch {
+				case err != nil:
 					return err
+				case !watch && undelivered(st):
+					return quiet(exitTryAgain)
+				case !watch:
+					return nil
 				}
 				select {
 				case <-cmd.Context().Done():
@@ -52,6 +59,11 @@ func statusCommand(s *sockets) *cobra.Command {
 	c.Flags().BoolVar(&watch, "watch", false, "show it anew every two seconds, until Ctrl-C")
 	c.Flags().BoolVar(&check, "check", false, "one line and exit code 0, 1, 2 or 3, for monitoring")
 	return c
+}
+
+// undelivered says whether somebody who has to know of a leak is not told.
+func undelivered(st *client.Status) bool {
+	return slices.ContainsFunc(st.Incidents, func(i client.IncidentLine) bool { return i.Undelivered > 0 })
 }
 
 // monitor is the plug-in convention: one line, four exit codes.
@@ -158,6 +170,8 @@ func printStatus(out io.Writer, st *client.Status) error {
 // incidentText says of an incident what somebody has to do.
 func incidentText(i *client.IncidentLine) string {
 	switch {
+	case i.State == "damaged":
+		return fmt.Sprintf("THE REPORT of incident %s HAS NOT REACHED %d recipients, and its record cannot be read: the daemon's journal says why", i.ID, i.Undelivered)
 	case i.Undelivered == 1:
 		return fmt.Sprintf("%s: THE REPORT of incident %s HAS NOT REACHED 1 recipient: broker leak show %[2]s", i.Client, i.ID)
 	case i.Undelivered > 1:

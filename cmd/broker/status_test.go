@@ -94,6 +94,8 @@ func TestStatusTellsIncidents(t *testing.T) {
 		{client.IncidentLine{ID: "2026-0007", State: "open", Client: "mkp", Since: since}, 1, "mkp: incident 2026-0007 is open since 2026-11-20T13:00:00Z: broker leak show 2026-0007"},
 		{client.IncidentLine{ID: "2026-0007", State: "draft", Client: "mkp", Since: since}, 1, "mkp: the daemon suspects a leak, incident 2026-0007, since 2026-11-20T13:00:00Z: broker leak show 2026-0007"},
 		{client.IncidentLine{ID: "2026-0007", State: "open", Client: "mkp", Undelivered: 1}, 2, "HAS NOT REACHED 1 recipient: broker leak show 2026-0007"},
+		{client.IncidentLine{ID: "2026-0007", State: "closed", Client: "mkp", Undelivered: 1}, 2, "HAS NOT REACHED 1 recipient: broker leak show 2026-0007"},
+		{client.IncidentLine{ID: "2026-0007", State: "damaged", Undelivered: 2}, 2, "THE REPORT of incident 2026-0007 HAS NOT REACHED 2 recipients, and its record cannot be read"},
 		{client.IncidentLine{ID: "2026-0007", State: "draft", Client: "mkp", Undelivered: 2}, 2, "HAS NOT REACHED 2 recipients: broker leak show 2026-0007"},
 	} {
 		st := &client.Status{Audit: client.AuditStatus{Healthy: true}, Incidents: []client.IncidentLine{x.line}}

@@ -27,18 +27,23 @@ import (
 //   - of many alike some are passed over, and the newest of them is run when the
 //     quiet time ends: an alarm that nobody was told of is not forgotten;
 //   - one run at a time, in the order of the log;
-//   - the command gets what is in the audit log, and nothing else of the daemon;
-//     what it prints is nobody's: it may hold anything.
+//   - who is told gets what is in the audit log, and nothing else of the daemon;
+//     what it answers is nobody's: it may hold anything.
 
-// An alarmHook runs the configured command for each alarm.
+// An alarmHook tells one of those that the configuration names of each alarm:
+// the command, or the webhook. Each has a place of its own: trouble with the one
+// neither holds the other up nor tells it anything twice.
 type alarmHook struct {
-	log    *slog.Logger
-	dir    string // of the audit log
-	file   string // of the place
-	config func() configs.Alarm
-	newest func() audit.Status
-	run    func(ctx context.Context, c configs.Alarm, line []byte) error
-	counts *alarmCounts
+	via     string // command or webhook
+	log     *slog.Logger
+	dir     string // of the audit log
+	file    string // of the place
+	config  func() configs.Alarm
+	wanted  func(c configs.Alarm) bool // whether there is such a one
+	newest  func() audit.Status
+	run     func(ctx context.Context, c configs.Alarm, id string, line []byte) error
+	retries int // of an alarm, before it is given up
+	counts  *alarmCounts
 
 	reader *audit.Alarms // nil: nothing is followed
 	place  alarmPlace
@@ -46,11 +51,11 @@ type alarmHook struct {
 	said   string // the trouble that was told last
 }
 
-// alarmCounts are runs of the command, by their end.
+// alarmCounts are runs of the command, or requests to the webhook, by their end.
 type alarmCounts struct{ ok, failed, givenUp atomic.Uint64 }
 
-// alarmPlace is the content of alarm.json: how far the alarms of a log have
-// been dealt with.
+// alarmPlace is the content of alarm.json and alarm-webhook.json: how far the
+// alarms of a log have been dealt with.
 type alarmPlace struct {
 	Format int           `json:"format"`
 	Log    string        `json:"log"`
@@ -69,7 +74,7 @@ type recentAlarm struct {
 	Newest   uint64     `json:"newest,omitempty"`   // number of the last that was passed over
 }
 
-// alarmMessage is what the command reads: one line.
+// alarmMessage is what the command reads as one line, and the webhook's body.
 type alarmMessage struct {
 	Time     time.Time         `json:"time"`
 	Seq      uint64            `json:"seq"`
@@ -84,31 +89,42 @@ type alarmMessage struct {
 }
 
 const (
-	alarmFormat  = 1
-	alarmPoll    = time.Second
-	alarmSave    = time.Minute      // how often a place without alarms is kept
-	alarmQuiet   = 10 * time.Minute // for which the same alarm is run once
-	alarmRetries = 5
-	keptAlarms   = 1024 // kinds of alarms that are known to repeat
+	alarmFormat = 1
+	alarmPoll   = time.Second
+	alarmSave   = time.Minute      // how often a place without alarms is kept
+	alarmQuiet  = 10 * time.Minute // for which the same alarm is run once
+	keptAlarms  = 1024             // kinds of alarms that are known to repeat
+
+	commandRetries = 5
+	webhookRetries = 60               // an hour or more: what is between here and there may be what is down
+	longestPause   = 10 * time.Minute // that a webhook may ask for
 )
 
-func (s *server) alarmHook() *alarmHook {
-	return &alarmHook{log: s.log, dir: filepath.Join(s.paths.state, "audit"), file: filepath.Join(s.paths.state, "alarm.json"),
-		newest: s.audit.Status, run: runAlarm, counts: &s.alarms,
-		config: func() configs.Alarm {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.current.config.Alarm
-		}}
+// alarmHooks are the ways in which alarms leave.
+func (s *server) alarmHooks() []*alarmHook {
+	hook := func(via, file string) *alarmHook {
+		return &alarmHook{via: via, log: s.log, dir: filepath.Join(s.paths.state, "audit"), file: filepath.Join(s.paths.state, file), newest: s.audit.Status,
+			config: func() configs.Alarm {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return s.current.config.Alarm
+			}}
+	}
+	command, webhook := hook("command", "alarm.json"), hook("webhook", "alarm-webhook.json")
+	command.wanted, command.run = func(c configs.Alarm) bool { return len(c.Command) > 0 }, runAlarm
+	command.retries, command.counts = commandRetries, &s.alarms.command
+	webhook.wanted, webhook.run = func(c configs.Alarm) bool { return c.Webhook != nil }, s.webhook.post
+	webhook.retries, webhook.counts = webhookRetries, &s.alarms.webhook
+	return []*alarmHook{command, webhook}
 }
 
 // collectors are the counts as metrics, each there from the start: an increase
 // from nothing is none to Prometheus.
-func (c *alarmCounts) collectors() (all []prometheus.Collector) {
+func (c *alarmCounts) collectors(via string) (all []prometheus.Collector) {
 	for result, n := range map[string]*atomic.Uint64{"ok": &c.ok, "failed": &c.failed, "given_up": &c.givenUp} {
 		all = append(all, prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "credential_broker", Name: "alarm_runs_total",
-			Help:        "Runs of the alarm command: ok, failed (it is tried again), given_up (it is not).",
-			ConstLabels: prometheus.Labels{"result": result}}, func() float64 { return float64(n.Load()) }))
+			Help:        "Runs of the alarm command, and requests to the alarm webhook: ok, failed (it is tried again), given_up (it is not).",
+			ConstLabels: prometheus.Labels{"via": via, "result": result}}, func() float64 { return float64(n.Load()) }))
 	}
 	return all
 }
@@ -135,7 +151,7 @@ func (h *alarmHook) Run(ctx context.Context) error {
 // say tells a trouble once, until the place could be kept again.
 func (h *alarmHook) say(err error) {
 	if err != nil && err.Error() != h.said {
-		h.log.Error("alarms cannot be followed; this is tried again", "error", err)
+		h.log.Error("alarms cannot be followed; this is tried again", "via", h.via, "error", err)
 		h.said = err.Error()
 	}
 }
@@ -143,8 +159,8 @@ func (h *alarmHook) say(err error) {
 // round deals with the alarms that there are.
 func (h *alarmHook) round(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if len(h.config().Command) == 0 {
-			// Alarms from now on are nobody's: a command of later begins anew.
+		if !h.wanted(h.config()) {
+			// Alarms from now on are nobody's: one of later begins anew.
 			h.stop()
 			return durable.Remove(h.file)
 		}
@@ -236,8 +252,7 @@ func (h *alarmHook) save() error {
 	return err
 }
 
-// deal runs the command for e, unless it has run for its like a moment ago,
-// and moves on.
+// deal tells of e, unless it has told of its like a moment ago, and moves on.
 func (h *alarmHook) deal(ctx context.Context, e audit.Entry) error {
 	r := h.recent(e)
 	if r.quiet(e.Time) {
@@ -248,7 +263,7 @@ func (h *alarmHook) deal(ctx context.Context, e audit.Entry) error {
 	return h.runFor(ctx, e, r, r.Repeated, e.Time)
 }
 
-// catchUp runs the command for the newest alarm of a kind that was passed over.
+// catchUp tells of the newest alarm of a kind that was passed over.
 func (h *alarmHook) catchUp(ctx context.Context, r *recentAlarm, now time.Time) error {
 	reader, err := audit.AlarmsAfter(h.dir, r.Newest-1)
 	if err != nil {
@@ -265,9 +280,9 @@ func (h *alarmHook) catchUp(ctx context.Context, r *recentAlarm, now time.Time) 
 	return h.save()
 }
 
-// runFor runs the command for e, the newest of its kind, which is quiet from
-// then on, and moves on. When ctx ends first, or the command is taken out of
-// the configuration, it does not.
+// runFor tells of e, the newest of its kind, which is quiet from then on, and
+// moves on. When ctx ends first, or who is told is taken out of the
+// configuration, it does not.
 func (h *alarmHook) runFor(ctx context.Context, e audit.Entry, r *recentAlarm, repeated int, from time.Time) error {
 	line, err := message(e, repeated)
 	if err != nil {
@@ -329,34 +344,45 @@ func message(e audit.Entry, repeated int) ([]byte, error) {
 	return append(line, '\n'), err
 }
 
-// tell runs the command until it succeeds, at most alarmRetries times more.
-// done is false when ctx or the configuration has ended it before.
+// tell tells of e until that succeeds, or fails for good, or too often. done is
+// false when ctx or the configuration has ended it before.
 func (h *alarmHook) tell(ctx context.Context, e audit.Entry, line []byte) (done, told bool) {
-	pause := time.Second
+	id := fmt.Sprintf("alarm_%s_%d", h.place.Log, e.Seq)
+	pause, waits := time.Second, false
 	for try := 0; ; try++ {
 		c := h.config()
-		if len(c.Command) == 0 {
+		if !h.wanted(c) {
 			return false, false
 		}
-		err := h.run(ctx, c, line)
+		err := h.run(ctx, c, id, line)
+		var refused *refusedError
+		errors.As(err, &refused)
+		var wait time.Duration
 		switch {
 		case err == nil:
 			h.counts.ok.Add(1)
 			return true, true
 		case ctx.Err() != nil:
 			return false, false
-		case try == alarmRetries:
+		case errors.Is(err, errNoKey): // nobody was asked: it waits, however long that takes
+			if !waits {
+				h.log.Warn("an alarm waits", "via", h.via, "seq", e.Seq, "client", e.Client, "type", e.Type, "error", err)
+			}
+			waits, try, wait = true, try-1, alarmPoll
+		case refused.forGood() || try >= h.retries:
 			h.counts.givenUp.Add(1)
-			h.log.Error("the alarm command has failed too often: this alarm is given up", "seq", e.Seq, "client", e.Client, "type", e.Type, "runs", try+1, "error", err)
+			h.log.Error("an alarm could not be told, and is given up", "via", h.via, "seq", e.Seq, "client", e.Client, "type", e.Type, "runs", try+1, "error", err)
 			return true, false
+		default:
+			wait = refused.pause(pause)
+			h.counts.failed.Add(1)
+			h.log.Warn("an alarm could not be told; it is tried again", "via", h.via, "seq", e.Seq, "in", wait, "error", err)
+			pause = min(3*pause, time.Minute)
 		}
-		h.counts.failed.Add(1)
-		h.log.Warn("the alarm command has failed; it is tried again", "seq", e.Seq, "in", pause, "error", err)
 		select {
 		case <-ctx.Done():
 			return false, false
-		case <-time.After(pause):
+		case <-time.After(wait):
 		}
-		pause = min(3*pause, time.Minute)
 	}
 }

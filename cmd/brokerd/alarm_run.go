@@ -23,7 +23,7 @@ const (
 // runAlarm runs the command once. The error says how it ended; what it printed
 // is dropped. The process group is ended with it when it takes too long or ctx
 // ends: SIGTERM, then SIGKILL when the command itself has gone, or will not.
-func runAlarm(ctx context.Context, c configs.Alarm, line []byte) error {
+func runAlarm(ctx context.Context, c configs.Alarm, _ string, line []byte) error {
 	if err := c.Runnable(); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ cat /proc/$$/environ > $D/environ
 links=$(readlink /proc/$$/cwd /proc/$$/fd/1 /proc/$$/fd/2)
 echo "$links" > $D/links
 echo never seen; echo never seen >&2`)
-	if err := runAlarm(t.Context(), configs.Alarm{Command: []string{name, "a b", "$HOME"}}, []byte("line\n")); err != nil {
+	if err := runAlarm(t.Context(), configs.Alarm{Command: []string{name, "a b", "$HOME"}}, "", []byte("line\n")); err != nil {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{
@@ -69,7 +69,7 @@ echo never seen; echo never seen >&2`)
 // TestAlarmCommandFails: how it ended is said, and never what it printed.
 func TestAlarmCommandFails(t *testing.T) {
 	run := func(name string) string {
-		err := runAlarm(t.Context(), configs.Alarm{Command: []string{name}}, []byte("line\n"))
+		err := runAlarm(t.Context(), configs.Alarm{Command: []string{name}}, "", []byte("line\n"))
 		if err == nil {
 			return ""
 		}
@@ -151,7 +151,7 @@ func TestAlarmCommandIsEnded(t *testing.T) {
 				}()
 			}
 			started := time.Now()
-			err := runAlarm(ctx, a, []byte("line\n"))
+			err := runAlarm(ctx, a, "", []byte("line\n"))
 			if err == nil || !strings.Contains(err.Error(), "in time") {
 				t.Errorf("%v", err)
 			}
@@ -197,8 +197,8 @@ func TestAlarmsOfTheDaemon(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines(dir)[0]), &m); err != nil || lines(dir)[0] != lines(dir)[1] || m.Client != "vdab" || m.Code != "invalid_client" || m.Alarm == "" || m.Host == "" {
 		t.Errorf("%v, %q", err, lines(dir))
 	}
-	if _, text := s.do("admin.sock", "GET", "/metrics", ""); !strings.Contains(text, `credential_broker_alarm_runs_total{result="ok"} 1`) ||
-		!strings.Contains(text, `credential_broker_alarm_runs_total{result="failed"} 0`) {
+	if _, text := s.do("admin.sock", "GET", "/metrics", ""); !strings.Contains(text, `credential_broker_alarm_runs_total{result="ok",via="command"} 1`) ||
+		!strings.Contains(text, `credential_broker_alarm_runs_total{result="failed",via="webhook"} 0`) {
 		t.Error(regexp.MustCompile(`.*alarm_runs.*`).FindAllString(text, -1))
 	}
 

@@ -65,12 +65,16 @@ func (w *alarmWorld) background(run func(context.Context) error) (stop func()) {
 
 // hook is a daemon's, to be run.
 func (w *alarmWorld) hook() *alarmHook {
-	return &alarmHook{log: slog.New(slog.NewTextHandler(&w.out, nil)), dir: filepath.Join(w.dir, "audit"), file: filepath.Join(w.dir, "alarm.json"),
-		config: func() configs.Alarm { return *w.config.Load() }, newest: w.log.Status, counts: &w.counts,
-		run: func(_ context.Context, _ configs.Alarm, line []byte) error {
+	return &alarmHook{via: "command", log: slog.New(slog.NewTextHandler(&w.out, nil)), dir: filepath.Join(w.dir, "audit"), file: filepath.Join(w.dir, "alarm.json"),
+		config: func() configs.Alarm { return *w.config.Load() }, wanted: func(c configs.Alarm) bool { return len(c.Command) > 0 },
+		newest: w.log.Status, retries: commandRetries, counts: &w.counts,
+		run: func(_ context.Context, _ configs.Alarm, id string, line []byte) error {
 			var m alarmMessage
 			if err := json.Unmarshal(line, &m); err != nil || line[len(line)-1] != '\n' {
 				w.t.Errorf("%q: %v", line, err)
+			}
+			if id != fmt.Sprintf("alarm_%s_%d", w.log.Status().Log, m.Seq) || strings.ContainsAny(id, ". ") {
+				w.t.Errorf("id %q", id)
 			}
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -272,7 +276,7 @@ func TestAlarmPassedOver(t *testing.T) {
 		pass(time.Minute)
 		w.expect("one 0")
 		w.alarm("b", "x", "two")
-		w.failing(alarmRetries + 1)
+		w.failing(commandRetries + 1)
 		pass(2 * alarmQuiet)
 		w.expect("two 0", "two 0", "two 0", "two 0", "two 0", "two 0")
 		pass(2 * alarmQuiet)
@@ -319,7 +323,7 @@ func TestAlarmPlace(t *testing.T) {
 		// A daemon that ends before the command does runs it again.
 		stop()
 		h := w.hook()
-		h.run = func(ctx context.Context, _ configs.Alarm, _ []byte) error { <-ctx.Done(); return ctx.Err() }
+		h.run = func(ctx context.Context, _ configs.Alarm, _ string, _ []byte) error { <-ctx.Done(); return ctx.Err() }
 		stop = w.background(h.Run)
 		w.alarm("3", "", "in the middle")
 		pass(2 * time.Second)

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -61,8 +62,9 @@ type site struct {
 	identity string // the secrets manager's own login
 	client   fake.Client
 
-	cmd    *exec.Cmd
-	stderr *output
+	cmd     *exec.Cmd
+	stderr  *output
+	journal bool // the daemon takes stderr for a stream to the journal
 }
 
 type output struct {
@@ -170,6 +172,12 @@ func (s *site) start(environment ...string) {
 	s.cmd.Stderr, s.cmd.Stdout = s.stderr, s.stderr
 	s.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, environment...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if s.journal {
+		r, w, name := stream(s.t)
+		s.cmd.Stderr, s.cmd.Env = w, append(s.cmd.Env, "JOURNAL_STREAM="+name)
+		defer w.Close()
+		go func(to io.Writer) { _, _ = io.Copy(to, r) }(s.stderr)
+	}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
@@ -212,6 +220,9 @@ func (s *site) do(socket, method, path, body string) (int, string) {
 	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://localhost"+path, strings.NewReader(body))
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if strings.HasPrefix(body, "{") {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := hc.Do(req)
 	if err != nil {

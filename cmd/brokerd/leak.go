@@ -110,9 +110,9 @@ const (
 	loginRetry = 30 * time.Second
 )
 
-// relayLogins keeps at hand the logins of the mail relays, and the key that
-// signs: when they are needed, the secrets manager may be what is down. One
-// that cannot be read stays what it was.
+// relayLogins keeps at hand the logins of the mail relays, and the keys that
+// sign reports and the webhook's messages: when they are needed, the secrets
+// manager may be what is down. What cannot be read stays what it was.
 func (s *server) relayLogins(ctx context.Context) error {
 	said := ""
 	for {
@@ -122,7 +122,7 @@ func (s *server) relayLogins(ctx context.Context) error {
 			wait = loginRetry
 		}
 		if text := fmt.Sprint(err); err != nil && text != said && ctx.Err() == nil {
-			s.log.Warn("the login of a mail relay, or the key that signs reports, cannot be read; this is tried again", "error", err)
+			s.log.Warn("the login of a mail relay, or a key that signs reports or alarms, cannot be read; this is tried again", "error", err)
 			said = text
 		}
 		select {
@@ -138,10 +138,17 @@ func (s *server) readLogins(ctx context.Context) error {
 	s.mu.Lock()
 	o := s.current
 	s.mu.Unlock()
-	if o.config.Leak == nil {
-		return nil
-	}
 	var errs []error
+	if w := o.config.Alarm.Webhook; w != nil {
+		if err := s.webhook.read(ctx, o.providers[w.Secret.Provider], w.Secret); err != nil {
+			errs = append(errs, fmt.Errorf("alarm.webhook: %w", err))
+		}
+	} else {
+		s.webhook.forget()
+	}
+	if o.config.Leak == nil {
+		return errors.Join(errs...)
+	}
 	if sign := o.config.Leak.Sign; sign != nil {
 		err := s.readBundle(ctx, o, sign.Secret, func(fields map[string]secret.Secret) error {
 			if fields["private_key"].Empty() {

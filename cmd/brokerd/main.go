@@ -46,7 +46,7 @@ func main() {
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, explain(err))
+		fmt.Fprintln(os.Stderr, failed(os.Stderr, explain(err)))
 		os.Exit(exitCode(err))
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -38,7 +39,7 @@ func (s *server) gatherers() (own, all prometheus.Gatherer) {
 		counter("connections_displaced_total", "Idle connections that were closed to make room.", func(t client.SocketStatus) uint64 { return t.Displaced }),
 		counter("connections_unidentified_total", "Connections of callers that the kernel could not name.", func(t client.SocketStatus) uint64 { return t.Unidentified }),
 		counter("requests_limited_total", "Requests that were answered with 429.", func(t client.SocketStatus) uint64 { return t.RateLimited }))
-	registry.MustRegister(s.alarms.collectors()...)
+	registry.MustRegister(slices.Concat(s.alarms.command.collectors("command"), s.alarms.webhook.collectors("webhook"))...)
 	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return registry, prometheus.Gatherers{registry, process}
 }

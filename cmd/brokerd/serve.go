@@ -58,10 +58,11 @@ type server struct {
 	api     *api.Server
 	started time.Time
 	clock   clock.Clock
-	alarms  alarmCounts
+	alarms  struct{ command, webhook alarmCounts }
+	webhook webhook
 
 	response *response.Responder
-	relogin  chan struct{} // the relays' logins are to be read again
+	relogin  chan struct{} // the relays' logins and the webhook's key are to be read again
 
 	mu      sync.Mutex // one reload at a time
 	current *opened
@@ -180,7 +181,9 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return scrub(ctx, s.broker) })
 	g.Go(func() error { return s.tell(ctx) })
 	g.Go(func() error { return s.export(ctx, own, all) })
-	g.Go(func() error { return s.alarmHook().Run(ctx) })
+	for _, h := range s.alarmHooks() {
+		g.Go(func() error { return h.Run(ctx) })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		notify(daemon.SdNotifyStopping)
@@ -348,17 +351,3 @@ func pace() {
 }
 
 func notify(state ...string) { _, _ = daemon.SdNotify(false, strings.Join(state, "\n")) }
-
-// logger writes for the journal, which has its own time stamps, or a terminal.
-func logger(out io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{}
-	if os.Getenv("JOURNAL_STREAM") != "" {
-		o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(out, o))
-}

@@ -88,6 +88,9 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident
 		})
 	}
 	if err != nil {
+		if _, refused := err.(*broker.Error); !refused { //nolint:errorlint // ours, from the change
+			r.o.Log.Log(context.Background(), LevelAlert, "a leak was declared and is not recorded: nobody is told", "client", d.Client, "error", err)
+		}
 		return i, unrecorded(err)
 	}
 	r.busy[i.ID] = true

@@ -130,6 +130,26 @@ type desk struct {
 	r      *Responder
 	cancel context.CancelFunc
 	done   chan struct{}
+	said   said
+}
+
+// said is the daemon's log.
+type said struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *said) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+// alerts counts the lines that nobody may miss.
+func (s *said) alerts() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Count(s.b.String(), "level=ERROR+4 ")
 }
 
 const (
@@ -198,7 +218,7 @@ func (d *desk) start() {
 		t.Fatal(err)
 	}
 	if d.r, err = New(Options{Dir: d.dir, Host: "web1", Broker: d.b, Audit: d.log, AuditDir: filepath.Join(d.dir, "audit"), Clock: d.clock,
-		Log: slog.New(slog.DiscardHandler)}, d.config); err != nil {
+		Log: slog.New(slog.NewTextHandler(&d.said, nil))}, d.config); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

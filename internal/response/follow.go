@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -188,26 +189,34 @@ func replaced(i *leak.Incident, status map[string]broker.ClientStatus) (version 
 	return string(status[i.Clients[0]].Credential.Version), true
 }
 
-// undelivered alarms for each mail that no relay takes, at most once an hour.
+// undelivered alarms for each incident with mails that no relay takes, at most
+// once an hour for each mail.
 func (r *Responder) undelivered() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.outbox == nil {
 		return
 	}
+	told, why := map[string][]string{}, map[string]string{}
 	for _, d := range r.outbox.Undelivered(cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)) {
 		if r.often(d.MessageID) {
 			continue
 		}
-		why := "it was not tried yet"
-		if len(d.Last) > 0 {
-			var all []string
-			for _, a := range d.Last {
-				all = append(all, a.String())
-			}
-			why = strings.Join(all, "; ")
+		var all []string
+		for _, a := range d.Last {
+			all = append(all, a.String())
 		}
-		r.alarm("", "undelivered", d.Incident, fmt.Sprintf("no mail relay takes the report to %s: %s: tell them in another way", d.Recipient, why))
+		if !slices.Contains(told[d.Incident], d.Recipient) { // with an earlier revision
+			told[d.Incident] = append(told[d.Incident], d.Recipient)
+		}
+		why[d.Incident] = cmp.Or(strings.Join(all, "; "), why[d.Incident], "it was not tried yet")
+	}
+	for _, id := range slices.Sorted(maps.Keys(told)) {
+		name := ""
+		if i, err := r.book.Get(id); err == nil {
+			name = i.Clients[0]
+		}
+		r.alarm(name, "undelivered", id, fmt.Sprintf("no mail relay takes the report to %s: %s: tell them in another way", strings.Join(told[id], ", "), why[id]))
 	}
 }
 

@@ -99,6 +99,10 @@ type Client struct {
 	Shares []string
 }
 
+// LevelAlert is the level in the log of what nobody may miss: of a leak, those
+// who have to know are not told. The journal has it as alert (syslog(3)).
+const LevelAlert slog.Level = 12
+
 const (
 	undeliveredAfter = 10 * time.Minute
 	stepTime         = 10 * time.Second // so that a slow issuer does not hold the first mail up
@@ -300,7 +304,11 @@ func event(i *leak.Incident, code string, who *audit.Caller) audit.Event {
 
 // alarm is for what a person has to see to.
 func (r *Responder) alarm(name, code, incident, text string) {
-	r.o.Log.Error("an incident needs somebody", "incident", incident, "client", name, "why", text)
+	level := slog.LevelError
+	if slices.Contains([]string{"undelivered", "unreported", "damaged"}, code) {
+		level = LevelAlert
+	}
+	r.o.Log.Log(context.Background(), level, "an incident needs somebody", "incident", incident, "client", name, "why", text)
 	r.o.Audit.Note(audit.Event{Type: audit.IncidentAlarm, Client: name, Code: code, Detail: map[string]string{audit.AlarmKey: text, "incident": incident}})
 }
 

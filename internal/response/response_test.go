@@ -269,12 +269,12 @@ func TestUndelivered(t *testing.T) {
 		}
 		d.mustGet()
 		time.Sleep(9 * time.Minute)
-		if n := d.alarms()["undelivered"]; n != 0 {
-			t.Errorf("%d alarms too early", n)
+		if n := d.alarms()["undelivered"]; n != 0 || d.said.alerts() != 0 {
+			t.Errorf("%d alarms, %d alerts too early", n, d.said.alerts())
 		}
 		time.Sleep(3 * time.Minute)
-		if n := d.alarms()["undelivered"]; n != 2 {
-			t.Errorf("%d alarms, want one a recipient", n)
+		if n := d.alarms()["undelivered"]; n != 1 || d.said.alerts() != 1 || !strings.Contains(d.said.b.String(), "client=vdab why=\"no mail relay takes the report to ict_iam@issuer.example, security@corp.example: 127.0.0.1:") {
+			t.Errorf("%d alarms, want one, with every recipient\n%s", n, d.said.b.String())
 		}
 		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 2 || mails["queued"] != 2 {
 			t.Errorf("%+v %v", open, mails)
@@ -303,6 +303,101 @@ func TestUndelivered(t *testing.T) {
 		time.Sleep(24 * time.Hour)
 		if n := len(d.relay.taken()); n != 4 {
 			t.Errorf("%d mails: the next update was promised", n)
+		}
+	})
+}
+
+// A report that has not left is seen when its incident is closed, when its
+// record cannot be read, and when it could not even be queued.
+func TestUndeliveredIsSeen(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		i := d.declare(confirmed("keep-serving"))
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		time.Sleep(time.Minute)
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 0 || mails["late"] != 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		d.relay.breakDown(true)
+		if _, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "VDAB revokes on Monday."}); err != nil {
+			t.Fatal(err)
+		}
+		if open, _, _ := d.r.Summaries(); len(open) != 0 {
+			t.Errorf("%+v: its last report had no time yet", open)
+		}
+		time.Sleep(11 * time.Minute)
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].State != "closed" || open[0].Undelivered != 2 || mails["late"] != 2 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		file := filepath.Join(d.dir, "incidents", i.ID+".json")
+		record, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(file, []byte("{"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.r.book.forget()
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].ID != i.ID || open[0].State != "damaged" || open[0].Undelivered != 2 || mails["late"] != 2 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		if err := os.WriteFile(file, record, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.r.book.forget()
+		d.relay.breakDown(false)
+		time.Sleep(time.Hour)
+		if open, _, mails := d.r.Summaries(); len(open) != 0 || mails["late"] != 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+
+		// The outbox takes nothing.
+		outbox := filepath.Join(d.dir, "outbox")
+		if err := os.Rename(outbox, outbox+".away"); err != nil {
+			t.Fatal(err)
+		}
+		d.declare(confirmed("quarantine"))
+		time.Sleep(11 * time.Minute)
+		if n := d.alarms()["unreported"]; n != 1 {
+			t.Errorf("%d alarms", n)
+		}
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 2 || mails["late"] != 2 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		if err := os.Rename(outbox+".away", outbox); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].Undelivered != 0 || mails["late"] != 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+	})
+}
+
+// A leak that is declared and cannot be recorded is one that nobody may miss;
+// a declaration that is refused is not.
+func TestUnrecordedIsAnAlert(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		c := confirmed("keep-serving")
+		c.Draft = d.declare(c).ID // which is no draft
+		if _, err := d.r.Declare(t.Context(), d.caller, c); err == nil || d.said.alerts() != 0 {
+			t.Errorf("%v, %d alerts", err, d.said.alerts())
+		}
+		dir := filepath.Join(d.dir, "incidents")
+		if err := os.Rename(dir, dir+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.r.Declare(t.Context(), d.caller, confirmed("quarantine")); err == nil || d.said.alerts() != 1 {
+			t.Errorf("%v, %d alerts", err, d.said.alerts())
+		}
+		if err := os.Rename(dir+".away", dir); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -1,9 +1,11 @@
 package response
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -36,16 +38,17 @@ func (r *Responder) Incident(_ context.Context, id string) (client.Incident, err
 	return r.view(&i), nil
 }
 
-// A Summary is one incident that is not closed.
+// A Summary is one incident that is not closed, or whose report has not left.
 type Summary struct {
 	ID, State, Client string
 	Since             time.Time
-	Undelivered       int // mails that no relay has taken in time
+	Undelivered       int // recipients whose mail no relay has taken in time
 }
 
-// Summaries are the incidents that are not closed; counts are of all, by their
-// state; mails are those of the outbox, by theirs, and late: those of them that
-// should have been taken by now.
+// Summaries are the incidents that are not closed, or whose report has not
+// left; counts are of all, by their state; mails are those of the outbox, by
+// theirs, and late: those that should have been taken by now, whether they are
+// in the outbox or could not be put there.
 func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
 	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
@@ -54,23 +57,32 @@ func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	}
 	late := map[string]int{}
 	r.mu.Lock()
-	if r.outbox != nil {
-		after := r.config.UndeliveredAfter
-		if after == 0 {
-			after = undeliveredAfter
-		}
+	after := cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)
+	mailing := r.outbox != nil // else a person writes
+	if mailing {
 		for _, d := range r.outbox.Undelivered(after) {
 			late[d.Incident]++
-			mails["late"]++
 		}
 	}
 	r.mu.Unlock()
 	list, _ := r.book.List()
 	for _, i := range list {
 		counts[string(i.State)]++
-		if i.State != leak.Closed {
+		if mailing && i.Unqueued() && r.now().Sub(i.Revisions[len(i.Revisions)-1].At) >= after {
+			late[i.ID] += max(1, len(i.CopyTo))
+			if i.State != leak.Draft && !i.Drill {
+				late[i.ID] += len(i.Issuer.Contacts)
+			}
+		}
+		mails["late"] += late[i.ID]
+		if i.State != leak.Closed || late[i.ID] > 0 && !i.Drill {
 			open = append(open, Summary{i.ID, string(i.State), i.Clients[0], i.DeclaredAt, late[i.ID]})
 		}
+		delete(late, i.ID)
+	}
+	for _, id := range slices.Sorted(maps.Keys(late)) { // their records cannot be read
+		mails["late"] += late[id]
+		open = append(open, Summary{ID: id, State: "damaged", Undelivered: late[id]})
 	}
 	return open, counts, mails
 }
