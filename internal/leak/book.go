@@ -208,7 +208,8 @@ func (b *Book) List() ([]Incident, error) {
 }
 
 // Update changes an incident, durably, unless change fails. Its identity and
-// its past revisions cannot change.
+// its past revisions cannot change. Of one that cannot be read it gives the ID
+// alone, beside the error.
 func (b *Book) Update(id string, change func(*Incident) error) (Incident, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -218,7 +219,7 @@ func (b *Book) Update(id string, change func(*Incident) error) (Incident, error)
 	}
 	old, err := read(b.store, id)
 	if err != nil {
-		return Incident{}, err
+		return Incident{ID: id}, err
 	}
 	i := old
 	i.Revisions = slices.Clone(old.Revisions)

@@ -41,15 +41,18 @@ func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
 	defer r.mu.Unlock()
 	delete(r.busy, id)
 	r.tried[id] = r.o.Clock.Now().Add(retryTime)
-	i, err = r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
+	next, err := r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
 	if err == nil {
 		_ = r.contain() // a client more may share the secret
-		i, err = r.report(i)
+		next, err = r.report(next)
 	}
 	if err != nil && !r.often(id) {
 		r.alarm(i.Clients[0], "unreported", id, "the report could not be queued, and is tried again: "+err.Error())
 	}
-	return i
+	if len(next.Clients) == 0 { // the record cannot be read any more
+		return i
+	}
+	return next
 }
 
 func (r *Responder) release(id string) {
