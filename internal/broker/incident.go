@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -137,23 +138,31 @@ func (b *Broker) StillTaken(ctx context.Context, name, version string) (bool, er
 	return taken, nil
 }
 
-// revoke withdraws the tokens of cl, and has the issuer revoke them.
+// revoke withdraws the tokens of cl, and has the issuer revoke them. One does
+// at a time; who cannot wait so long counts as kept what another one works on.
 func (b *Broker) revoke(ctx context.Context, cl *cachedClient, r *revoked) {
-	for _, h := range b.withdraw(cl) {
+	list := b.withdraw(cl)
+	select {
+	case cl.state.revoking <- struct{}{}:
+		defer func() { <-cl.state.revoking }()
+		list = b.withdraw(cl) // what is left
+	case <-ctx.Done():
+		r.why = ctx.Err()
+	}
+	for _, h := range list {
 		if r.last.Before(h.token.Expires.Wall) {
 			r.last = h.token.Expires.Wall
 		}
-		if r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
-			r.count(r.why)
+		if ctx.Err() != nil || r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
+			r.count(cmp.Or(r.why, ctx.Err()))
 		} else if r.count(cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
 			return cl.issuer.Revoke(ctx, m, h.token.Access, "access_token")
 		})) {
 			b.o.Audit.Note(audit.Event{Type: audit.TokenRevoked, Client: cl.cfg.Name, Version: string(h.live.Version), Fingerprint: h.token.Fingerprint, JTI: h.token.JTI})
-			continue
+			cl.state.mu.Lock()
+			cl.state.unrevoked = slices.DeleteFunc(cl.state.unrevoked, func(o *held) bool { return o == h })
+			cl.state.mu.Unlock()
 		}
-		cl.state.mu.Lock()
-		cl.state.unrevoked = append(cl.state.unrevoked, h)
-		cl.state.mu.Unlock()
 	}
 }
 

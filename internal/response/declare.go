@@ -57,7 +57,7 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	if d.DryRun {
 		return r.preview(&c, i, d)
 	}
-	i, err = r.record(i, d)
+	i, mine, err := r.record(i, d)
 	if err != nil {
 		return client.Incident{}, err
 	}
@@ -67,15 +67,14 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	written, cancel := context.WithTimeout(ctx, lookTime)
 	_ = r.o.Audit.Record(written, event(&i, "declared", actor(who))) // if it cannot be, the incident goes on all the same
 	cancel()
-	i = r.pursue(ctx, i.ID)
+	i = r.pursue(ctx, i.ID, mine)
 	return r.view(&i), nil
 }
 
 // record makes the incident durable, and contains its clients.
-func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident, error) {
+func (r *Responder) record(i leak.Incident, d client.Declaration) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var err error
 	if d.Draft == "" {
 		i, err = r.book.Declare(i, d.NoMail)
 	} else {
@@ -91,13 +90,13 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident
 		if _, refused := err.(*broker.Error); !refused { //nolint:errorlint // ours, from the change
 			r.o.Log.Log(context.Background(), LevelAlert, "a leak was declared and is not recorded: nobody is told", "client", d.Client, "error", err)
 		}
-		return i, unrecorded(err)
+		return i, false, unrecorded(err)
 	}
-	r.busy[i.ID] = true
+	mine = r.claim(i.ID)
 	if err := r.contain(); err != nil {
 		r.alarm("", "damaged", "", err.Error())
 	}
-	return i, nil
+	return i, mine, nil
 }
 
 // incidentOf judges a declaration, and makes the incident that it is about,

@@ -30,7 +30,7 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 	if err != nil {
 		return client.Incident{}, refuse(client.Quarantined, "incident %s: its clients stay quarantined: %v", i.ID, err)
 	}
-	i, err = r.change(i.ID, func(i *leak.Incident) error {
+	i, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		if !quarantines(i) {
 			return refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
 		}
@@ -42,7 +42,7 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 		return client.Incident{}, err
 	}
 	r.note(&i, "released", actor(who))
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
 }
 
@@ -125,7 +125,7 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		}
 		closing.OldRefused = true
 	}
-	i, err = r.change(i.ID, func(i *leak.Incident) error {
+	i, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		if i.State != leak.Open {
 			return refuse(client.InvalidRequest, "incident %s is closed", i.ID)
 		}
@@ -139,13 +139,13 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, err
 	}
 	r.note(&i, "closed", actor(who))
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
 }
 
 // drop ends what no issuer was told of.
 func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.IncidentClose) (client.Incident, error) {
-	closed, err := r.change(i.ID, func(i *leak.Incident) error {
+	closed, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		i.State, i.NextUpdate = leak.Closed, time.Time{}
 		i.Closing = &leak.Closing{At: r.now(), By: declarer(who, how.As), OldRefused: true} // nothing is left to refuse
 		i.Revise(r.now(), how.OldStillValid, true)
@@ -154,7 +154,9 @@ func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.Incide
 	if err != nil {
 		return client.Incident{}, err
 	}
-	r.release(closed.ID)
+	if mine {
+		r.release(closed.ID)
+	}
 	r.note(&closed, "closed", actor(who))
 	return r.view(&closed), nil
 }
@@ -239,11 +241,11 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	if r.o.Broker.Holds(evidence) {
 		return client.Incident{}, refuse(client.InvalidRequest, "the evidence holds a secret or token that is in use: look at how it was made")
 	}
-	before := len(i.Revisions)
+	before, mine := len(i.Revisions), false
 	r.mu.Lock()
 	i, err = r.book.Merge(i.ID, evidence)
 	if err == nil {
-		r.busy[i.ID] = true
+		mine = r.claim(i.ID)
 	}
 	r.mu.Unlock()
 	if err != nil {
@@ -252,7 +254,7 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	if len(i.Revisions) > before {
 		r.note(&i, "merged", actor(who))
 	}
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
 }
 
@@ -268,20 +270,20 @@ func (r *Responder) get(id string) (leak.Incident, error) {
 	return i, nil
 }
 
-// change makes a change durable, lets the Broker know, and takes the incident,
+// change makes a change durable, lets the Broker know, and claims the incident,
 // to be pursued.
-func (r *Responder) change(id string, f func(*leak.Incident) error) (leak.Incident, error) {
+func (r *Responder) change(id string, f func(*leak.Incident) error) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i, err := r.book.Update(id, f)
 	if err != nil {
-		return i, unrecorded(err)
+		return i, false, unrecorded(err)
 	}
-	r.busy[i.ID] = true
+	mine = r.claim(i.ID)
 	if err := r.contain(); err != nil {
 		r.alarm("", "damaged", "", err.Error())
 	}
-	return i, nil
+	return i, mine, nil
 }
 
 func refuse(code client.Code, format string, args ...any) error {

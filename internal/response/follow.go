@@ -40,7 +40,7 @@ func (r *Responder) round(ctx context.Context) {
 		}
 		i := list[n]
 		if r.due(&i) {
-			i = r.pursue(ctx, i.ID)
+			i = r.pursue(ctx, i.ID, true)
 		}
 		r.follow(&i, status)
 	}
@@ -56,11 +56,10 @@ func (r *Responder) due(i *leak.Incident) bool {
 	defer r.mu.Unlock()
 	at, tried := r.tried[i.ID]
 	waits := tried && at.Until(r.o.Clock.Now()) > 0 && (open || !fresh)
-	if r.busy[i.ID] || waits || !open && !i.Unqueued() {
+	if _, busy := r.busy[i.ID]; busy || waits || !open && !i.Unqueued() {
 		return false
 	}
-	r.busy[i.ID] = true
-	return true
+	return r.claim(i.ID)
 }
 
 // follow notes what has happened to an incident since.
@@ -69,7 +68,7 @@ func (r *Responder) follow(i *leak.Incident, status map[string]broker.ClientStat
 	change := func(code string, f func(*leak.Incident) error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.busy[i.ID] {
+		if _, busy := r.busy[i.ID]; busy {
 			return
 		}
 		next, err := r.book.Update(i.ID, f)

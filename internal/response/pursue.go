@@ -18,10 +18,22 @@ import (
 //   - a step is pending until its outcome is recorded, and may be taken twice;
 //   - nothing here holds mu over the network.
 
-// pursue takes the pending steps of an incident that is marked as busy, each
-// within its time, records their outcome, and queues the report. What fails is
-// left for the next round. It returns the incident as it then is.
-func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
+// claim is for who wants to take the steps of an incident: one does at a time,
+// and looks again for what another one has added meanwhile. The caller holds mu.
+func (r *Responder) claim(id string) (mine bool) {
+	_, busy := r.busy[id]
+	r.busy[id] = busy
+	return !busy
+}
+
+// pursue takes the pending steps of an incident that the caller has claimed,
+// each within its time, records their outcome, and queues the report. What fails
+// is left for the next round. If the steps are somebody else's, it queues the
+// report alone. It returns the incident as it then is.
+func (r *Responder) pursue(ctx context.Context, id string, mine bool) leak.Incident {
+	if !mine {
+		return r.reported(id)
+	}
 	i, err := r.book.Get(id)
 	if err != nil {
 		r.release(id)
@@ -39,8 +51,10 @@ func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
 	cancel()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.busy[id] {
+		r.tried[id] = r.o.Clock.Now().Add(retryTime)
+	}
 	delete(r.busy, id)
-	r.tried[id] = r.o.Clock.Now().Add(retryTime)
 	next, err := r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
 	if err == nil {
 		_ = r.contain() // a client more may share the secret
@@ -53,6 +67,23 @@ func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
 		return i
 	}
 	return next
+}
+
+// reported queues the report of an incident whose steps are under way.
+func (r *Responder) reported(id string) leak.Incident {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i, err := r.book.Get(id)
+	if err == nil {
+		i, err = r.report(i)
+	}
+	if len(i.Clients) == 0 {
+		i = leak.Incident{ID: id, Clients: []string{""}}
+	}
+	if err != nil && !r.often(id) {
+		r.alarm(i.Clients[0], "unreported", id, "the report could not be queued, and is tried again: "+err.Error())
+	}
+	return i
 }
 
 func (r *Responder) release(id string) {
@@ -94,6 +125,11 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 		if pending(i, "revoke_tokens") {
 			w := r.withdraw(ctx, i.Clients)
 			f.withdrawn = &w
+			if w.Revoked+w.Kept == 0 && !pending(i, "trace_tokens") { // somebody else may have revoked them
+				if t, ok := r.trace(ctx, i); ok {
+					f.traced = &t
+				}
+			}
 		}
 		if !one {
 			rotate()
@@ -151,7 +187,7 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		switch {
 		case w.Kept > 0 && !w.Possible:
 			result = leak.NotPossible
-		case w.Kept > 0:
+		case w.Kept > 0 || w.Revoked == 0 && f.traced == nil: // if nobody knows what there was, nothing is said of it
 			result = leak.Pending
 		case w.Revoked == 0 && now.Exposure.LastExpiry.After(at) && !f.traced.allRevoked(at):
 			// Their values went with an earlier process: nobody can revoke them.

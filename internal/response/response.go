@@ -40,7 +40,7 @@ type Responder struct {
 	outbox    *leak.Outbox      // nil: no relay was ever configured
 	contained map[string]string // as the Broker has it
 	unheld    bool              // that is not written down twice yet
-	busy      map[string]bool   // incidents whose steps are under way
+	busy      map[string]bool   // incidents whose steps are under way; true: there are more of them since
 	tried     map[string]clock.Reading
 	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
 	suspected map[string]clock.Reading // by client and cause
