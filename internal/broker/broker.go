@@ -51,6 +51,7 @@ type Broker struct {
 	logins  logins                      // that are under way
 	uses    atomic.Uint64               // of secrets
 	sought  sought                      // by scans
+	leaked  leaked
 
 	started chan struct{}           // closed when Run has begun
 	running atomic.Pointer[running] // nil before Run and after it

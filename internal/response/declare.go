@@ -3,6 +3,7 @@ package response
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"time"
@@ -236,17 +237,19 @@ func (r *Responder) harmless(d client.Declaration) error {
 }
 
 // complete fills in what the daemon knows: the clients that share the bundle,
-// the version that has leaked and the public identifier.
+// the version that has leaked and the public identifier. A version that was made
+// after the declaration is not what has leaked.
 func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	i.Clients = r.sharing(i)
-	if i.Versions == nil {
+	if i.Versions = maps.Clone(i.Versions); i.Versions == nil {
 		i.Versions = map[string]string{}
 	}
 	for n, name := range i.Clients {
 		have := r.o.Broker.Credentials(ctx, name)
-		if i.Versions[name] == "" && have.Version != "" {
+		later := !i.DeclaredAt.IsZero() && have.Created.After(i.DeclaredAt)
+		if i.Versions[name] == "" && i.Renewed[name] == "" && have.Version != "" && !later {
 			i.Versions[name] = have.Version
 		}
 		if n == 0 && i.ClientID == "" {
@@ -261,6 +264,9 @@ func (r *Responder) sharing(i *leak.Incident) []string {
 	all := slices.Clone(i.Clients)
 	if tokenOnly(i) { // a token is one client's
 		return all[:1]
+	}
+	if installed(i) { // what they share now has not leaked
+		return all
 	}
 	for _, name := range r.o.Broker.Sharing(i.Clients[0]) {
 		if !slices.Contains(all, name) {

@@ -18,7 +18,7 @@ import (
 // Release lets an incident's clients be served again, once a new version of
 // what has leaked is installed and proved; after the leak of a token, once none
 // is left that was out.
-func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) (client.Incident, error) {
+func (r *Responder) Release(ctx context.Context, who *access.Caller, id string, how client.IncidentRelease) (client.Incident, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return client.Incident{}, err
@@ -26,7 +26,7 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 	if !quarantines(&i) {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
 	}
-	version, err := r.renewed(ctx, &i)
+	versions, err := r.renewed(ctx, &i, how.NewSecretConfirmed)
 	if err != nil {
 		return client.Incident{}, refuse(client.Quarantined, "incident %s: its clients stay quarantined: %v", i.ID, err)
 	}
@@ -34,7 +34,7 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 		if !quarantines(i) {
 			return refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
 		}
-		r.free(i, version)
+		r.free(i, versions, how)
 		r.revise(i, "")
 		return nil
 	})
@@ -46,12 +46,17 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 	return r.view(&i), nil
 }
 
-// free notes that the clients are served again, with a new version.
-func (r *Responder) free(i *leak.Incident, version string) {
+// free notes that the clients are served again, with new versions.
+func (r *Responder) free(i *leak.Incident, versions map[string]string, how client.IncidentRelease) {
 	add := func(what, detail string) {
 		i.Actions = append(i.Actions, leak.Action{At: r.now(), What: what, Outcome: leak.Done, Detail: detail})
 	}
 	outcome(i, "rotate", leak.Done, "", r.now())
+	i.Renewed = versions
+	if how.NewSecretConfirmed && !slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "confirm_new" }) {
+		add("confirm_new", "")
+	}
+	version := versions[i.Clients[0]]
 	if version != "" && !slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" }) {
 		add("install_version", version)
 	}
@@ -61,36 +66,83 @@ func (r *Responder) free(i *leak.Incident, version string) {
 }
 
 // renewed says what is missing until what has leaked is of no use here any
-// more: a new version that is proved. version is the first client's.
-func (r *Responder) renewed(ctx context.Context, i *leak.Incident) (version string, err error) {
+// more: of every client a version that is proved, and in which what has leaked
+// is another. versions are theirs. confirmed is a person's word, which counts
+// where nothing else can tell.
+func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed bool) (versions map[string]string, err error) {
+	versions = map[string]string{}
 	if tokenOnly(i) {
 		over := i.Exposure.LastExpiry.Before(r.now()) && !pending(i, "trace_tokens")
 		revoked := slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "revoke_tokens" && a.Outcome == leak.Done })
 		if !over && !revoked {
-			return "", fmt.Errorf("tokens that were out have not ended: the last one does at %s", i.Exposure.LastExpiry.Format(time.RFC3339))
+			return nil, fmt.Errorf("tokens that were out have not ended: the last one does at %s", i.Exposure.LastExpiry.Format(time.RFC3339))
 		}
-		return "", nil
+		return versions, nil
+	}
+	status := map[string]broker.ClientStatus{}
+	for _, s := range r.o.Broker.Status() {
+		status[s.Name] = s
 	}
 	var missing []error
-	for _, s := range r.o.Broker.Status() {
+	for _, name := range i.Clients {
+		s, there := status[name]
 		k := s.Credential
 		switch {
-		case !slices.Contains(i.Clients, s.Name):
+		case !there && !confirmed:
+			missing = append(missing, fmt.Errorf("%s is configured no more, so that nothing shows whether its secret was replaced%s", name, sayConfirmed))
+		case !there:
 			continue
 		case k.Version == "":
-			missing = append(missing, fmt.Errorf("%s has no version of its secret in use", s.Name))
-		case string(k.Version) == i.Versions[s.Name]:
-			missing = append(missing, fmt.Errorf("%s still has version %s, which has leaked: store a new one, then run broker rotate %s", s.Name, k.Version, s.Name))
-		case !k.Works && k.Probed.IsZero():
-			if err := r.o.Broker.Prove(ctx, s.Name); err != nil {
-				missing = append(missing, fmt.Errorf("version %s of %s is not proved: %w", k.Version, s.Name, err))
+			missing = append(missing, fmt.Errorf("%s has no version of its secret in use", name))
+		default:
+			err := r.another(ctx, i, name, string(k.Version), confirmed)
+			if err == nil && !k.Works && k.Probed.IsZero() {
+				if err = r.o.Broker.Prove(ctx, name); err != nil {
+					err = fmt.Errorf("version %s of %s is not proved: %w", k.Version, name, err)
+				}
 			}
+			missing = append(missing, err)
 		}
-		if s.Name == i.Clients[0] {
-			version = string(k.Version)
+		versions[name] = string(k.Version)
+	}
+	return versions, errors.Join(missing...)
+}
+
+const sayConfirmed = "; if you know that it was, say so with --new-secret-confirmed"
+
+// another is nil if a client's version holds nothing of what has leaked: that
+// another version serves does not say so.
+func (r *Responder) another(ctx context.Context, i *leak.Incident, name, version string, confirmed bool) error {
+	old := i.Versions[name]
+	switch {
+	case i.Renewed[name] == version:
+		return nil
+	case old == version:
+		return fmt.Errorf("%s still has version %s, which has leaked: store a new one, then run broker rotate %s", name, version, name)
+	}
+	same, err := r.o.Broker.Differs(ctx, name, old, leakedFields(i))
+	switch {
+	case same != "":
+		return fmt.Errorf("version %s of %s has the same %s as version %s, which has leaked: store a new one, then run broker rotate %s", version, name, same, old, name)
+	case err != nil && !confirmed:
+		return fmt.Errorf("whether version %s of %s still holds what has leaked cannot be told: %w%s", version, name, err, sayConfirmed)
+	}
+	return nil
+}
+
+// leakedFields are the fields of a bundle that have leaked; nil: all that are
+// secret.
+func leakedFields(i *leak.Incident) (fields []string) {
+	for _, w := range i.What {
+		switch w {
+		case leak.ClientSecret, leak.APIKey, leak.PrivateKey:
+			fields = append(fields, string(w))
+		case leak.Token:
+		case leak.ManagerLogin, leak.Host, leak.Unknown:
+			return nil
 		}
 	}
-	return version, errors.Join(missing...)
+	return fields
 }
 
 // Close ends an incident: a new version has to be in use, the issuer has to
@@ -116,9 +168,11 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %s", i.ID, missing)
 	}
 	closing := leak.Closing{By: declarer(who, how.As), StillValid: how.OldStillValid, ToldByHand: how.ToldByHand}
-	if closing.NewVersion, err = r.renewed(ctx, &i); err != nil {
+	versions, err := r.renewed(ctx, &i, how.NewSecretConfirmed)
+	if err != nil {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
 	}
+	closing.NewVersion = versions[i.Clients[0]]
 	if how.OldStillValid == "" {
 		if err := r.oldRefused(ctx, &i); err != nil {
 			return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
@@ -129,7 +183,7 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		if i.State != leak.Open {
 			return refuse(client.InvalidRequest, "incident %s is closed", i.ID)
 		}
-		r.free(i, closing.NewVersion)
+		r.free(i, versions, how.IncidentRelease)
 		closing.At = r.now()
 		i.State, i.Closing, i.NextUpdate = leak.Closed, &closing, time.Time{}
 		r.revise(i, "")
@@ -209,10 +263,14 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 		return nil
 	}
 	const otherwise = "; if you know it in another way, or it cannot be, say so with --old-still-valid REASON"
-	if !slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w != leak.APIKey && w != leak.Token }) {
+	if slices.Contains(i.What, leak.APIKey) {
 		return errors.New("no request shows whether an API key is refused without being one to the API" + otherwise)
 	}
-	for name, version := range i.Versions {
+	for _, name := range i.Clients {
+		version := i.Versions[name]
+		if version == "" {
+			return fmt.Errorf("which version of %s has leaked is not known, so that the issuer cannot be asked about it%s", name, otherwise)
+		}
 		switch taken, err := r.o.Broker.StillTaken(ctx, name, version); {
 		case err != nil:
 			return fmt.Errorf("whether the issuer still takes version %s of %s is not known: %w%s", version, name, err, otherwise)

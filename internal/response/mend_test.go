@@ -3,11 +3,14 @@ package response
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
+	"credentialbroker/providers"
 )
 
 // A record that is damaged while its steps are taken is an alarm, and ends
@@ -107,6 +110,160 @@ func TestUntraced(t *testing.T) {
 		i := d.declare(confirmed("quarantine"))
 		if o, detail := d.step(i.ID, "revoke_tokens"); o != leak.Pending {
 			t.Errorf("revocation %s %s", o, detail)
+		}
+	})
+}
+
+// newVersion stores a secret, and has it looked at.
+func (d *desk) newVersion(secret string) {
+	d.t.Helper()
+	d.secret(secret)
+	d.issuer.SetSecret(theID, secret, true)
+	if _, err := d.b.Rotate(d.t.Context(), "vdab", broker.Rotation{}); err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Logf("version %s", d.b.Status()[0].Credential.Version)
+}
+
+func (d *desk) releaseRefused(id string, words ...string) {
+	d.t.Helper()
+	_, err := d.r.Release(d.t.Context(), d.caller, id, client.IncidentRelease{})
+	wantCode(d.t, err, client.Quarantined, words...)
+}
+
+// Another version is no other secret: with the one that has leaked in it nobody
+// is released, and nobody is told that it was replaced; also by another process.
+func TestSameSecretAgain(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		d.newVersion(theSecret)
+		time.Sleep(5 * time.Minute)
+		for range 2 {
+			d.releaseRefused(i.ID, "version 2 of vdab has the same client_secret as version 1")
+			_, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{NewSecretConfirmed: true})
+			wantCode(t, err, client.Quarantined, "the same client_secret")
+			_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "It is."})
+			wantCode(t, err, client.InvalidRequest, "the same client_secret")
+			if o, _ := d.step(i.ID, "install_version"); o != "" {
+				t.Error("the issuer is told that it was replaced")
+			}
+			d.stop()
+			d.start()
+			time.Sleep(5 * time.Minute)
+		}
+		d.newVersion("second-secret-18b2c")
+		time.Sleep(5 * time.Minute)
+		if o, v := d.step(i.ID, "install_version"); o != leak.Done || v != "3" {
+			t.Errorf("%s %s", o, v)
+		}
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
+			t.Error(err)
+		}
+		d.mustGet()
+		d.nothingSecret(nil)
+	})
+}
+
+// What the leak is about has to be another: here the API key, of which a new
+// client secret says nothing.
+func TestAnotherFieldIsNotEnough(t *testing.T) {
+	for _, what := range []string{"api_key", "unknown", "host", "manager_login"} {
+		inDesk(t, func(d *desk) {
+			d.mustGet()
+			c := confirmed("quarantine")
+			c.What = []string{what}
+			i := d.declare(c)
+			d.newVersion("second-secret-18b2c")
+			time.Sleep(2 * time.Minute)
+			d.releaseRefused(i.ID, "the same api_key as version 1")
+		})
+	}
+}
+
+// A secrets manager without history, and a daemon that did not see the old
+// version: a person has to say that it was replaced, which is recorded.
+func TestConfirmed(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.forgets = true
+		d.stop()
+		d.start()
+		d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		d.stop()
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		d.start()
+		if err := d.b.Prove(t.Context(), "vdab"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		if o, _ := d.step(i.ID, "install_version"); o != "" {
+			t.Error("the issuer is told that it was replaced")
+		}
+		d.releaseRefused(i.ID, "cannot be told", "--new-secret-confirmed")
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{NewSecretConfirmed: true}); err != nil {
+			t.Fatal(err)
+		}
+		d.mustGet()
+		if o, _ := d.step(i.ID, "confirm_new"); o != leak.Done {
+			t.Error("nobody knows who said so")
+		}
+		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "Nobody can ask."})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Declared while the secrets manager is down: what had leaked is found out
+// later, and until then nothing is taken for new.
+func TestVersionNotKnown(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.stop()
+		d.store.SetFault(providers.Unavailable)
+		d.start()
+		i := d.declare(confirmed("quarantine"))
+		time.Sleep(2 * time.Minute)
+		d.releaseRefused(i.ID, "no version of its secret in use")
+		record, err := d.r.get(i.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.r.oldRefused(t.Context(), &record); err == nil {
+			t.Error("the issuer refuses what nobody knows")
+		}
+		d.store.SetFault("")
+		time.Sleep(2 * time.Minute)
+		if record, err = d.r.get(i.ID); err != nil || record.Versions["vdab"] != "1" || record.ClientID != theID {
+			t.Errorf("%+v, %v", record, err)
+		}
+		d.releaseRefused(i.ID, "still has version 1, which has leaked")
+		record.Versions = nil
+		if _, err := d.r.renewed(t.Context(), &record, false); err == nil || !strings.Contains(err.Error(), "is not known") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// As long as the daemon lives it knows what had leaked, whatever the secrets
+// manager does.
+func TestKnownInMemory(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.forgets = true
+		d.stop()
+		d.start()
+		d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		d.newVersion(theSecret)
+		d.releaseRefused(i.ID, "the same client_secret")
+		d.newVersion("second-secret-18b2c")
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -176,7 +176,9 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		now.Versions = map[string]string{}
 	}
 	for name, v := range was.Versions {
-		now.Versions[name] = cmp.Or(now.Versions[name], v)
+		if now.Renewed[name] == "" {
+			now.Versions[name] = cmp.Or(now.Versions[name], v)
+		}
 	}
 	if f.traced != nil && pending(now, "trace_tokens") {
 		f.traced.into(now)

@@ -43,6 +43,7 @@ type Responder struct {
 	busy      map[string]bool   // incidents whose steps are under way; true: there are more of them since
 	tried     map[string]clock.Reading
 	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
+	leaked    map[string][]string      // versions, by client, as the Broker has them
 	suspected map[string]clock.Reading // by client and cause
 	worked    map[string]string        // versions that have authenticated, by client
 	traces    sync.WaitGroup           // readers of the audit log that took too long
@@ -270,9 +271,33 @@ func (r *Responder) contain() error {
 		failed = errors.Join(failed, fmt.Errorf("incident %s: its record is damaged or gone, and %s stays quarantined: put the record back from a copy; or declare the leak again and remove %s; then start the daemon again",
 			h.Incident, h.Client, h.File))
 	}
+	r.know(list, err == nil)
 	r.contained = now
 	r.o.Broker.Contain(maps.Clone(now))
 	return errors.Join(err, failed)
+}
+
+// know tells the Broker which versions have leaked, so that it can tell whether
+// what comes after them is another secret. Of a list that is not whole it takes
+// what it has. The caller holds mu.
+func (r *Responder) know(list []leak.Incident, whole bool) {
+	now := map[string][]string{}
+	if !whole {
+		maps.Copy(now, r.leaked)
+	}
+	for n := range list {
+		i := &list[n]
+		if i.State == leak.Closed || i.Drill || tokenOnly(i) {
+			continue
+		}
+		for name, version := range i.Versions {
+			if !slices.Contains(now[name], version) {
+				now[name] = append(slices.Clip(now[name]), version)
+			}
+		}
+	}
+	r.leaked = now
+	r.o.Broker.Leaked(now)
 }
 
 // quarantines says whether i keeps its clients from being served.
