@@ -23,8 +23,12 @@ import (
 const shortest = 6
 
 // Holds says whether text holds a live secret or token of any client, in
-// clear, in hexadecimal or in base64 at any alignment.
+// clear, in hexadecimal or in base64 at any alignment; or one that was retired a
+// short time ago, in any form that scans look for.
 func (b *Broker) Holds(text []byte) bool {
+	if b.sought.index.Holds(text) {
+		return true
+	}
 	lower := bytes.ToLower(text)
 	for _, cl := range b.clients.Load().byName {
 		if live := cl.cred.Current(); live != nil {
@@ -40,8 +44,16 @@ func (b *Broker) Holds(text []byte) bool {
 				return true
 			}
 		}
+		cl.state.mu.Lock()
+		left := slices.ContainsFunc(cl.state.unrevoked, func(h *held) bool { return holds(text, lower, h.token.Access) })
+		cl.state.mu.Unlock()
+		if left {
+			return true
+		}
 	}
-	return false
+	b.retired.Lock()
+	defer b.retired.Unlock()
+	return slices.ContainsFunc(b.retired.list, func(r retiree) bool { return r.token != nil && holds(text, lower, r.token.token.Access) })
 }
 
 // Knows says whether Holds can tell the client's secrets: they have been read.

@@ -38,7 +38,7 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	if !r.o.Broker.Has(d.Client) {
 		return client.Incident{}, noClient(d.Client)
 	}
-	if err := r.harmless(d); err != nil {
+	if err := r.harmless(who, d); err != nil {
 		return client.Incident{}, err
 	}
 	// What has not been read yet, harmless could not look for.
@@ -226,14 +226,20 @@ func obvious(text string) bool {
 	return regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY|AGE-SECRET-KEY-1|\beyJ[\w-]{10,}\.[\w-]{10,}\.`).MatchString(text)
 }
 
-// harmless refuses texts that hold a live secret or token: they are mailed.
-func (r *Responder) harmless(d client.Declaration) error {
+// harmless refuses texts that hold a secret or token: they are mailed. That it
+// does is recorded: its answer tells who asks something.
+func (r *Responder) harmless(who *access.Caller, d client.Declaration) error {
 	for _, t := range texts(&d) {
-		if r.o.Broker.Holds([]byte(*t.text)) {
-			return &broker.Error{Code: client.InvalidRequest, Detail: t.name + ": it holds a secret or token that is in use; nothing was recorded: say in words which one it is"}
+		if r.holds(*t.text) {
+			return r.refuseText(who, d.Client, t.name, t.name+": it holds a secret or token that is in use, or was; nothing was recorded: say in words which one it is")
 		}
 	}
 	return nil
+}
+
+func (r *Responder) refuseText(who *access.Caller, name, text, why string) error {
+	r.o.Audit.Note(audit.Event{Type: audit.AdminAct, Code: "leak.text_refused", Client: name, Actor: actor(who), Detail: map[string]string{"text": text}})
+	return &broker.Error{Code: client.InvalidRequest, Detail: why}
 }
 
 // complete fills in what the daemon knows: the clients that share the bundle,

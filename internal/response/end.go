@@ -155,8 +155,8 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, err
 	case i.State == leak.Closed:
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s is closed", i.ID)
-	case r.o.Broker.Holds([]byte(how.OldStillValid)) || r.o.Broker.Holds([]byte(how.As)) || obvious(how.OldStillValid) || obvious(how.As):
-		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token: say in words which one it is")
+	case r.holds(how.OldStillValid) || r.holds(how.As) || obvious(how.OldStillValid) || obvious(how.As):
+		return client.Incident{}, r.refuseText(who, i.Clients[0], "close", "the text holds a secret or token that is in use, or was: say in words which one it is")
 	case len(how.OldStillValid) > longestText || len(how.As) > longestText:
 		return client.Incident{}, refuse(client.InvalidRequest, "a text is longer than %d bytes", longestText)
 	case r.told(how.ToldByHand) != nil:
@@ -250,7 +250,7 @@ func (r *Responder) told(list map[string]string) error {
 		switch {
 		case strings.TrimSpace(how) == "" || len(how) > longestText:
 			return refuse(client.InvalidRequest, "told_by_hand: say in a few words how %.100q was told: when, by whom, in which way", to)
-		case r.o.Broker.Holds([]byte(how)) || obvious(how):
+		case r.holds(how) || obvious(how):
 			return refuse(client.InvalidRequest, "told_by_hand: the text holds a secret or token: say in words which one it is")
 		}
 	}
@@ -296,8 +296,9 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	if err != nil {
 		return client.Incident{}, err
 	}
-	if r.o.Broker.Holds(evidence) {
-		return client.Incident{}, refuse(client.InvalidRequest, "the evidence holds a secret or token that is in use: look at how it was made")
+	var value any
+	if json.Unmarshal(evidence, &value) != nil || r.o.Broker.Holds(evidence) || r.holdsAny(value) {
+		return client.Incident{}, r.refuseText(who, i.Clients[0], "evidence", "the evidence is no JSON, or holds a secret or token that is in use, or was: look at how it was made")
 	}
 	before, mine := len(i.Revisions), false
 	r.mu.Lock()
@@ -314,6 +315,23 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	}
 	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
+}
+
+// holdsAny looks for secrets in the strings of a JSON value, as they are decoded.
+func (r *Responder) holdsAny(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return r.holds(v)
+	case []any:
+		return slices.ContainsFunc(v, r.holdsAny)
+	case map[string]any:
+		for name, one := range v {
+			if r.holds(name) || r.holdsAny(one) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // get reads an incident, by its ID here or among all hosts.

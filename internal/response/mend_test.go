@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
 	"credentialbroker/providers"
@@ -265,5 +266,79 @@ func TestKnownInMemory(t *testing.T) {
 		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// Declared while the secrets are not known, the report goes out without what a
+// person typed; that follows once it could be checked.
+func TestTextWithheld(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.stop()
+		c := confirmed("quarantine")
+		c.Happened, c.Where = "It held "+theSecret+".", "On the wiki."
+		if s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{Claimed: "An"}); err != nil || s.Err != nil {
+			t.Fatal(s, err)
+		}
+		d.store.SetFault(providers.Unavailable)
+		d.start()
+		time.Sleep(2 * time.Minute)
+		mails := strings.Join(d.relay.taken(), "")
+		if len(d.relay.taken()) != 2 || strings.Contains(mails, theSecret) || strings.Contains(mails, "wiki") || strings.Count(mails, "vaststaat") < 2 {
+			t.Errorf("%d mails: %s", len(d.relay.taken()), mails)
+		}
+		d.store.SetFault("")
+		time.Sleep(2 * time.Minute)
+		if len(d.relay.taken()) != 4 {
+			t.Fatalf("%d mails", len(d.relay.taken()))
+		}
+		mails = strings.Join(d.relay.taken()[2:], "")
+		if strings.Contains(mails, theSecret) || !strings.Contains(mails, "wiki") || !strings.Contains(mails, "it held a secret") || strings.Contains(mails, "vaststaat") {
+			t.Error(mails)
+		}
+		d.nothingSecret(nil)
+	})
+}
+
+// What the record would leave out between two letters hides no secret, and
+// neither does JSON; what was retired lately is one too. Each refusal is on
+// record.
+func TestHiddenSecrets(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.newVersion("second-secret-18b2c")
+		i := d.declare(confirmed("keep-serving"))
+		for _, text := range []string{theSecret, "first-\u200bsecret-7f3a9", "second-secret-\u00ad18b2c"} {
+			for _, dry := range []bool{false, true} {
+				c := confirmed("quarantine")
+				c.Where, c.DryRun = text, dry
+				_, err := d.r.Declare(t.Context(), d.caller, c)
+				wantCode(t, err, client.InvalidRequest, "where: it holds a secret")
+			}
+			_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: text})
+			wantCode(t, err, client.InvalidRequest, "holds a secret")
+			r := leak.Incident{Closing: &leak.Closing{StillValid: text, By: leak.Declarer{Claimed: text}}}
+			if d.r.redact(&r); r.Closing.StillValid == text || r.Closing.By.Claimed == text {
+				t.Errorf("%q is sent", text)
+			}
+		}
+		e := strings.Replace(string(evidenceOf("db1", i.Global)), `"exposure"`, `"holders": [{"uid": 1, "unit": "second\u002dsecret-18b2c", "held": "x", "first": "2000-01-01T00:00:00Z", "last": "2000-01-01T00:00:00Z"}], "exposure"`, 1)
+		_, err := d.r.AddEvidence(t.Context(), d.caller, i.ID, []byte(e))
+		wantCode(t, err, client.InvalidRequest, "holds a secret")
+		d.stop()
+		n := 0
+		for e, err := range audit.Read(filepath.Join(d.dir, "audit"), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Type == audit.AdminAct && e.Code == "leak.text_refused" && e.Actor.PID == d.caller.PID {
+				n++
+			}
+		}
+		if n != 10 {
+			t.Errorf("%d refusals on record", n)
+		}
+		d.start()
 	})
 }

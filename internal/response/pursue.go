@@ -212,13 +212,25 @@ func (r *Responder) revise(i *leak.Incident, why string) {
 	i.Revise(now, why, noMail)
 }
 
-// redact takes live secrets out of what a person typed while no daemon ran.
+// redact takes secrets out of what a person typed while they were not known.
 func (r *Responder) redact(i *leak.Incident) {
-	for _, s := range []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed} {
-		if *s != "" && r.o.Broker.Holds([]byte(*s)) {
+	list := []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed}
+	if i.Closing != nil {
+		c := *i.Closing
+		i.Closing = &c
+		list = append(list, &c.By.Claimed, &c.StillValid)
+	}
+	for _, s := range list {
+		if r.holds(*s) {
 			*s = "[removed: it held a secret]"
 		}
 	}
+}
+
+// holds says whether a person's text holds a secret or token, as it was typed
+// or as it would be mailed.
+func (r *Responder) holds(text string) bool {
+	return text != "" && slices.ContainsFunc(append(leak.Forms(text), text), func(s string) bool { return r.o.Broker.Holds([]byte(s)) })
 }
 
 // report composes the newest revision and queues it. The caller holds mu.
