@@ -316,7 +316,8 @@ func (b *Book) Merge(id string, evidence []byte) (Incident, error) {
 		i.Others = append(i.Others, e)
 		now := b.clock.Now().Wall.UTC().Truncate(time.Second)
 		i.Actions = append(i.Actions, Action{At: now, What: "merge_evidence", Outcome: Done, Detail: e.Host})
-		i.Revise(now, "", false)
+		n := len(i.Revisions)
+		i.Revise(now, "", n > 0 && i.Revisions[n-1].NoMail) // who reports it does not change
 		return nil
 	})
 }

@@ -56,7 +56,7 @@ func (r *Responder) Drill(ctx context.Context, who *access.Caller, name string) 
 	})
 	if err != nil { // the next round sends its mails
 		r.release(id)
-		return client.Incident{}, refuse(client.AuditUnavailable, "drill %s is recorded, and its mails are sent; but how long its steps took could not be: %v", id, err)
+		return client.Incident{}, refuse(client.Internal, "drill %s is recorded, and its mails are sent; but how long its steps took could not be: %v", id, err)
 	}
 	i = r.pursue(context.WithoutCancel(ctx), i.ID, true)
 	return r.view(&i), nil

@@ -52,7 +52,10 @@ func (r *Responder) round(ctx context.Context) {
 func (r *Responder) due(i *leak.Incident) bool {
 	n := len(i.Revisions)
 	fresh := i.Unqueued() && r.now().Sub(i.Revisions[n-1].At) < retryTime/2 // one of a moment ago
-	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens") || i.Unchecked)
+	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens") || i.Unchecked ||
+		slices.ContainsFunc(i.Actions, func(a leak.Action) bool {
+			return a.What == "rotate" && a.Outcome == leak.Pending && a.Detail == unread
+		}))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, tried := r.tried[i.ID]
@@ -148,13 +151,11 @@ func (r *Responder) remark(i *leak.Incident, before []leak.Delivery) {
 }
 
 func (r *Responder) deliveries(id string) []leak.Delivery {
-	r.mu.Lock()
-	out := r.outbox
-	r.mu.Unlock()
-	if out == nil {
+	o := r.posting.Load()
+	if o == nil {
 		return nil
 	}
-	return out.Deliveries(id)
+	return o.outbox.Deliveries(id)
 }
 
 // lastReminder is when somebody was last reminded that the old credentials

@@ -10,6 +10,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
 	"credentialbroker/internal/leak"
 	"credentialbroker/providers"
 )
@@ -163,6 +164,7 @@ func TestSameSecretAgain(t *testing.T) {
 			t.Error(err)
 		}
 		d.mustGet()
+		time.Sleep(time.Minute) // until the outbox has written
 		d.nothingSecret(nil)
 	})
 }
@@ -341,4 +343,97 @@ func TestHiddenSecrets(t *testing.T) {
 		}
 		d.start()
 	})
+}
+
+// A disk that hangs while an incident is written holds no status up.
+func TestStatusWaitsForNoDisk(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		i := d.declare(confirmed("quarantine"))
+		d.r.mu.Lock()
+		d.r.book.mu.Lock()
+		open, counts, mails := d.r.Summaries()
+		d.r.book.mu.Unlock()
+		d.r.mu.Unlock()
+		if len(open) != 1 || open[0].ID != i.ID || counts["open"] != 1 || mails["queued"]+mails["sent"] != 2 {
+			d.t.Errorf("%+v %v %v", open, counts, mails)
+		}
+	})
+}
+
+// A rotation that this host cannot make is no work in progress, and one that
+// the secrets manager holds up says so and goes on.
+func TestRotateSaysWhy(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("rotate"))
+		if o, who := d.step(i.ID, "rotate"); o != leak.NotPossible || who != "VDAB" {
+			t.Errorf("by request: %s %s", o, who)
+		}
+		one := d.config.Clients["vdab"]
+		one.Issuer.Rotation, one.Keys = "self-service", true
+		d.config.Clients["vdab"] = one
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		d.store.SetFault(providers.Unavailable)
+		i = d.declare(confirmed("rotate"))
+		if o, why := d.step(i.ID, "rotate"); o != leak.Pending || why != "secrets manager" || !strings.Contains(strings.Join(i.ByHand, "\n"), "broker keys rotate vdab") {
+			t.Errorf("down: %s %s, %v", o, why, i.ByHand)
+		}
+		d.store.SetFault(providers.Denied)
+		time.Sleep(2 * time.Minute)
+		if o, why := d.step(i.ID, "rotate"); o != leak.Failed || why != "secrets manager" {
+			t.Errorf("denied: %s %s", o, why)
+		}
+		d.store.SetFault("")
+	})
+}
+
+// Who mails nothing does not begin to when evidence comes.
+func TestEvidenceMailsNobody(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		c := confirmed("keep-serving")
+		c.NoMail = true
+		i := d.declare(c)
+		if _, err := d.r.AddEvidence(t.Context(), d.caller, i.ID, evidenceOf("db1", i.Global)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Minute)
+		if n := len(d.relay.taken()); n != 0 {
+			t.Errorf("%d mails", n)
+		}
+	})
+}
+
+// A drill of which the second write fails is told as it is, and is not under
+// way for ever.
+func TestDrillHalfRecorded(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		name := filepath.Join(d.dir, "incidents", "2000-0001.json")
+		d.r.o.Clock = between{d.clock, func() {
+			if b, err := os.ReadFile(name); err == nil && len(b) > 0 {
+				_ = os.WriteFile(name, []byte("{"), 0o600)
+			}
+		}}
+		_, err := d.r.Drill(d.t.Context(), d.caller, "vdab")
+		wantCode(d.t, err, client.Internal, "drill 2000-0001 is recorded")
+		d.r.mu.Lock()
+		defer d.r.mu.Unlock()
+		if len(d.r.busy) != 0 {
+			d.t.Errorf("%v", d.r.busy)
+		}
+	})
+}
+
+// between is a clock that does something whenever somebody looks at it.
+type between struct {
+	clock.Clock
+	f func()
+}
+
+func (b between) Now() clock.Reading {
+	b.f()
+	return b.Clock.Now()
 }

@@ -12,6 +12,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
+	"credentialbroker/providers"
 )
 
 // Rules of this file:
@@ -96,6 +97,7 @@ func (r *Responder) release(id string) {
 type found struct {
 	withdrawn *broker.Withdrawal
 	traced    *traced
+	rotated   error // why the secrets manager gave no other version
 }
 
 // take takes the pending steps at once. Where a new secret ends the old one,
@@ -113,7 +115,11 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 	rotate := func() {
 		if pending(i, "rotate") {
 			for _, name := range i.Clients {
-				_, _ = r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
+				_, err := r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
+				f.rotated = cmp.Or(f.rotated, err)
+			}
+			if f.rotated != nil {
+				r.o.Log.Warn("no other version could be had for an incident", "incident", i.ID, "error", f.rotated)
 			}
 		}
 	}
@@ -197,9 +203,32 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		}
 		changed = outcome(now, "revoke_tokens", result, detail, at) || changed
 	}
+	switch { // a person has to make or ask for another; follow sees that it is there
+	case !pending(now, "rotate") || tokenOnly(now):
+	case f.rotated == nil:
+		changed = rotateByHand(r.config.client(now.Clients[0]), now, at) || changed
+	case providers.KindOf(f.rotated).Temporary() || errors.Is(f.rotated, context.DeadlineExceeded):
+		outcome(now, "rotate", leak.Pending, unread, at)
+	default:
+		changed = outcome(now, "rotate", leak.Failed, unread, at) || changed
+	}
 	if changed && !now.Unqueued() {
 		r.revise(now, "")
 	}
+}
+
+// unread is the detail of a rotation that found the secrets manager silent; the
+// issuer reads it, too.
+const unread = "secrets manager"
+
+// rotateByHand says whether the issuer alone can give another secret: then this
+// host cannot rotate it.
+func rotateByHand(c Client, i *leak.Incident, at time.Time) bool {
+	if i.Issuer.Rotation == "by-request" && !c.Keys {
+		return outcome(i, "rotate", leak.NotPossible, i.Issuer.Name, at)
+	}
+	outcome(i, "rotate", leak.Pending, "", at)
+	return false
 }
 
 // revise tells the recipients again, and when the next time is.

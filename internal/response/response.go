@@ -9,6 +9,7 @@
 package response
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -33,7 +35,8 @@ type Responder struct {
 	o    Options
 	book book
 
-	opened chan struct{} // closed when there is an outbox
+	opened  chan struct{}           // closed when there is an outbox
+	posting atomic.Pointer[posting] // nil: there is none
 
 	mu        sync.Mutex // one change of incidents and of what is below at a time
 	config    Config
@@ -47,6 +50,12 @@ type Responder struct {
 	suspected map[string]clock.Reading // by client and cause
 	worked    map[string]string        // versions that have authenticated, by client
 	traces    sync.WaitGroup           // readers of the audit log that took too long
+}
+
+// posting is the outbox, and when a mail in it is late.
+type posting struct {
+	outbox *leak.Outbox
+	late   time.Duration
 }
 
 // Options are what a Responder works with.
@@ -151,6 +160,9 @@ func (r *Responder) SetConfig(c Config) error {
 		}
 	}
 	r.config = c
+	if r.outbox != nil {
+		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter)})
+	}
 	return nil
 }
 
