@@ -60,7 +60,7 @@ type Administration struct {
 	// this host's ID or the global one, as 2026-0007 and 2026-0007@web1.
 	Incidents func(context.Context) ([]client.Incident, error)
 	Incident  func(ctx context.Context, id string) (client.Incident, error)
-	Release   func(ctx context.Context, c *access.Caller, id string) (client.Incident, error)
+	Release   func(ctx context.Context, c *access.Caller, id string, how client.IncidentRelease) (client.Incident, error)
 	Close     func(ctx context.Context, c *access.Caller, id string, how client.IncidentClose) (client.Incident, error)
 	Drill     func(ctx context.Context, c *access.Caller, client string) (client.Incident, error)
 	// Evidence is what this host knows of an incident; AddEvidence takes what

@@ -259,7 +259,7 @@ func (h *house) administration() Administration {
 		},
 		Incidents: func(context.Context) ([]client.Incident, error) { return nil, nil },
 		Incident:  func(_ context.Context, id string) (client.Incident, error) { return h.incident(nil, id, "") },
-		Release: func(_ context.Context, c *access.Caller, id string) (client.Incident, error) {
+		Release: func(_ context.Context, c *access.Caller, id string, _ client.IncidentRelease) (client.Incident, error) {
 			return h.incident(c, id, "release")
 		},
 		Close: func(_ context.Context, c *access.Caller, id string, how client.IncidentClose) (client.Incident, error) {

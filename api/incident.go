@@ -21,9 +21,12 @@ import (
 const (
 	maxProse     = 2000 // bytes of a text in a declaration
 	maxEvidence  = 1 << 20
+	guess        = 16  // bytes of a text that count as one place of a scan
 	maxHost      = 253 // characters of a host's name (RFC 1035, section 2.3.4)
 	declareForm  = `{"client", "severity", "what", "happened", …}, as in openapi.yaml`
-	closeForm    = `{"old_still_valid", "as"}`
+	releaseForm  = `{"new_secret_confirmed": true or false}`
+	closeForm    = `{"old_still_valid", "as", "new_secret_confirmed"}`
+	confirmedNew = "new_secret_confirmed"
 	incidentForm = "2026-0007@web1"
 )
 
@@ -39,7 +42,12 @@ func (s *Server) declare(w http.ResponseWriter, r *http.Request, c *access.Calle
 	if err != nil {
 		return err
 	}
-	if !d.DryRun {
+	if d.DryRun { // its answer tells whether a text holds a secret
+		size := len(d.Happened) + len(d.Where) + len(d.FoundBy) + len(d.As)
+		if err := s.lookUp(r, 1+size/guess); err != nil {
+			return err
+		}
+	} else {
 		var detail map[string]string
 		if id := cmp.Or(d.Draft, d.Joins); id != "" {
 			detail = map[string]string{"incident": id}
@@ -72,13 +80,22 @@ func (s *Server) incident(w http.ResponseWriter, r *http.Request, _ *access.Call
 }
 
 func (s *Server) release(w http.ResponseWriter, r *http.Request, c *access.Caller, id string) error {
-	if err := empty(r); err != nil {
+	body, err := s.optionalBody(w, r)
+	if err != nil {
+		return err
+	}
+	m, err := optionalMembers(body, releaseForm, confirmedNew)
+	if err != nil {
+		return err
+	}
+	var how client.IncidentRelease
+	if how.NewSecretConfirmed, err = truthOf(m, confirmedNew); err != nil {
 		return err
 	}
 	if err := s.actOn(r, c, "leak.release", id); err != nil {
 		return err
 	}
-	i, err := s.cfg.Administration.Release(r.Context(), c, id)
+	i, err := s.cfg.Administration.Release(r.Context(), c, id, how)
 	return s.done(w, i, err)
 }
 
@@ -275,8 +292,11 @@ func prose(m map[string]json.RawMessage, name string) (string, error) {
 
 func parseClose(body []byte) (how client.IncidentClose, err error) {
 	defer clear(body)
-	m, err := optionalMembers(body, closeForm, "old_still_valid", "as", "told_by_hand")
+	m, err := optionalMembers(body, closeForm, "old_still_valid", "as", "told_by_hand", confirmedNew)
 	if err != nil {
+		return how, err
+	}
+	if how.NewSecretConfirmed, err = truthOf(m, confirmedNew); err != nil {
 		return how, err
 	}
 	if raw, there := m["told_by_hand"]; there {

@@ -38,7 +38,7 @@ func TestIncidentActs(t *testing.T) {
 		{"leak.declare vdab", func() (any, error) { return a.Declare(ctx, whole) }, whole, map[string]string{"incident": "2026-0001@web2"}},
 		{"leak.declare vdab", func() (any, error) { return a.Declare(ctx, short) }, short, map[string]string{"incident": "2026-0003"}},
 		{"leak.declare vdab", func() (any, error) { return a.Declare(ctx, plain) }, plain, nil},
-		{"leak.release", func() (any, error) { return a.Release(ctx, "2026-0007@web1") }, "release", map[string]string{"incident": "2026-0007@web1"}},
+		{"leak.release", func() (any, error) { return a.Release(ctx, "2026-0007@web1", client.IncidentRelease{}) }, "release", map[string]string{"incident": "2026-0007@web1"}},
 		{"leak.close", func() (any, error) {
 			return a.Close(ctx, "2026-0007", client.IncidentClose{OldStillValid: "two live", As: "An"})
 		}, client.IncidentClose{OldStillValid: "two live", As: "An"}, map[string]string{"incident": "2026-0007"}},
@@ -128,7 +128,8 @@ func TestIncidentRefusals(t *testing.T) {
 		{"GET", "/v1/incidents/..%2Fx", "", 404, ""},
 		{"GET", "/v1/incidents/2026-0007?x", "", 400, "takes no parameters"},
 		{"POST", "/v1/incidents/2026-0007", "", 405, "GET"},
-		{"POST", "/v1/incidents/2026-0007/release", "{}", 400, "has no body"},
+		{"POST", "/v1/incidents/2026-0007/release", `{"new_secret_confirmed": "yes"}`, 400, "new_secret_confirmed is true or false"},
+		{"POST", "/v1/incidents/2026-0007/release", `{"new_secret_confirmed": true}`, 200, ""},
 		{"POST", "/v1/incidents/2026-0007/release", "", 200, ""},
 		{"POST", "/v1/incidents/2026-0008/release", "", 404, ""},
 		{"GET", "/v1/incidents/2026-0007/release", "", 405, "POST"},

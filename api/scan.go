@@ -55,12 +55,8 @@ func (s *Server) confirmScan(w http.ResponseWriter, r *http.Request, c *access.C
 		return err
 	}
 	defer wipeCandidates(list)
-	if conn := gate.From(r.Context()); conn != nil {
-		if wait := conn.AdmitScan(scanLimits(), len(list)); wait > 0 {
-			s.rateLimited.Add(1)
-			return &broker.Error{Code: client.RateLimited, RetryAfter: wait,
-				Detail: "this user asks about more than 2000 places a minute: the scan goes on after Retry-After"}
-		}
+	if err := s.lookUp(r, len(list)); err != nil {
+		return err
 	}
 	out := client.ScanMatches{Matches: make([][]client.ScanMatch, 0, len(list))}
 	for _, found := range s.cfg.Administration.ConfirmFind(c, list) {
@@ -71,6 +67,18 @@ func (s *Server) confirmScan(w http.ResponseWriter, r *http.Request, c *access.C
 		out.Matches = append(out.Matches, matches)
 	}
 	return s.sendJSON(w, http.StatusOK, out)
+}
+
+// lookUp counts n places of which the user asks whether they hold a secret.
+func (s *Server) lookUp(r *http.Request, n int) error {
+	if conn := gate.From(r.Context()); conn != nil {
+		if wait := conn.AdmitScan(scanLimits(), n); wait > 0 {
+			s.rateLimited.Add(1)
+			return &broker.Error{Code: client.RateLimited, RetryAfter: wait,
+				Detail: "this user asks about more than 2000 places a minute, in scans and dry runs: go on after Retry-After"}
+		}
+	}
+	return nil
 }
 
 // parseCandidates reads the body of a confirm request and wipes it. No text

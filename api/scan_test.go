@@ -160,3 +160,30 @@ func TestScanIsRateLimited(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Nor by dry runs of declarations, which say whether a text holds a secret.
+func TestDryRunIsRateLimited(t *testing.T) {
+	h := newHouse(t, nil)
+	text := strings.Repeat("guess ", 300)
+	d := client.Declaration{Client: "vdab", Severity: "confirmed", What: []string{"unknown"}, Happened: text, Where: text, FoundBy: text, As: text, DryRun: true}
+	asked := 0
+	for ; asked < 40; asked++ {
+		a := client.Admin{Socket: h.admin}
+		_, err := a.Declare(t.Context(), d)
+		var p *client.Problem
+		if errors.As(err, &p) && p.Code == client.RateLimited {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if asked < 2 || asked > 10 {
+		t.Errorf("%d dry runs", asked)
+	}
+	d.DryRun = false // nothing holds a declaration up
+	a := client.Admin{Socket: h.admin}
+	if _, err := a.Declare(t.Context(), d); err != nil {
+		t.Error(err)
+	}
+}

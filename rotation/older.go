@@ -24,14 +24,11 @@ func (c *Credential) StillTaken(ctx context.Context, v providers.Version) (bool,
 	if c.refused(c.id(v)) {
 		return false, nil
 	}
-	b, err := c.at(ctx, v)
+	b, err := c.Older(ctx, v)
 	if err != nil {
 		return false, err
 	}
 	defer b.Wipe()
-	if b.Version != v {
-		return false, &Error{Kind: RequestRefused, Detail: fmt.Sprintf("the secrets manager has version %s no more: it gave %s for it", v, b.Version)}
-	}
 	if err := c.ledger.minting.take(ctx); err != nil {
 		return false, err
 	}
@@ -47,4 +44,18 @@ func (c *Credential) StillTaken(ctx context.Context, v providers.Version) (bool,
 		return false, nil
 	}
 	return false, err
+}
+
+// Older reads version v from the secrets manager, if that has it still. The
+// bundle is the caller's to wipe.
+func (c *Credential) Older(ctx context.Context, v providers.Version) (providers.Bundle, error) {
+	b, err := c.at(ctx, v)
+	if err != nil {
+		return providers.Bundle{}, err
+	}
+	if b.Version != v {
+		b.Wipe()
+		return providers.Bundle{}, &Error{Kind: RequestRefused, Detail: fmt.Sprintf("the secrets manager has version %s no more: it gave %s for it", v, b.Version)}
+	}
+	return b, nil
 }

@@ -92,10 +92,10 @@ func TestRequests(t *testing.T) {
 			_, err := a.Declare(ctx, Declaration{Client: "vdab", Severity: "suspected", What: []string{"token"}, Happened: "h", DryRun: true})
 			return err
 		},
-		"GET /v1/incidents ":                    func() error { _, err := a.Incidents(ctx); return err },
-		"GET /v1/incidents/2026-0007@web1 ":     func() error { _, err := a.Incident(ctx, "2026-0007@web1"); return err },
-		"GET /v1/incidents/a%2Fb ":              func() error { _, err := a.Incident(ctx, "a/b"); return err },
-		"POST /v1/incidents/2026-0007/release ": func() error { _, err := a.Release(ctx, "2026-0007"); return err },
+		"GET /v1/incidents ":                      func() error { _, err := a.Incidents(ctx); return err },
+		"GET /v1/incidents/2026-0007@web1 ":       func() error { _, err := a.Incident(ctx, "2026-0007@web1"); return err },
+		"GET /v1/incidents/a%2Fb ":                func() error { _, err := a.Incident(ctx, "a/b"); return err },
+		"POST /v1/incidents/2026-0007/release {}": func() error { _, err := a.Release(ctx, "2026-0007", IncidentRelease{}); return err },
 		`POST /v1/incidents/2026-0007/close {"old_still_valid":"x"}`: func() error {
 			_, err := a.Close(ctx, "2026-0007", IncidentClose{OldStillValid: "x"})
 			return err

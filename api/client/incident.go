@@ -28,8 +28,8 @@ func (a *Admin) Incident(ctx context.Context, id string) (*Incident, error) {
 }
 
 // Release ends the quarantine of an incident's clients (role incident).
-func (a *Admin) Release(ctx context.Context, id string) (*Incident, error) {
-	return send[Incident](ctx, a.dial(), incidentPath(id, "/release"), nil)
+func (a *Admin) Release(ctx context.Context, id string, how IncidentRelease) (*Incident, error) {
+	return send[Incident](ctx, a.dial(), incidentPath(id, "/release"), how)
 }
 
 // Close ends an incident (role incident).
@@ -182,8 +182,17 @@ type Incidents struct {
 	Incidents []Incident `json:"incidents"`
 }
 
+// IncidentRelease is the body of POST /v1/incidents/{incident}/release.
+type IncidentRelease struct {
+	// NewSecretConfirmed is a person's word that what has leaked was replaced.
+	// It is recorded, and counts where nothing else can show it: the old version
+	// is not known any more, here or to the secrets manager.
+	NewSecretConfirmed bool `json:"new_secret_confirmed,omitempty"`
+}
+
 // IncidentClose is the body of POST /v1/incidents/{incident}/close.
 type IncidentClose struct {
+	IncidentRelease
 	// OldStillValid is why the old secret may go on working at the issuer.
 	// Empty: it has to be refused, which one attempt shows.
 	OldStillValid string `json:"old_still_valid,omitempty"`

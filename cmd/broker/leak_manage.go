@@ -54,12 +54,15 @@ func leakShow(s *sockets) *cobra.Command {
 }
 
 func leakRelease(s *sockets) *cobra.Command {
+	var how client.IncidentRelease
 	return incidentCommand(&cobra.Command{Use: "release INCIDENT", Short: "End the quarantine: tokens are handed out again",
-		Long: "End the quarantine of an incident's clients. It is refused until a new version of what has leaked is installed and\n" +
-			"proved, and then says what is missing.",
-		Example: "  broker leak release 2026-0007"}, nil,
+		Long: "End the quarantine of an incident's clients. It is refused until a new version is installed and proved, in which what\n" +
+			"has leaked is another, and then says what is missing. Where the old version is not known any more, here or to the\n" +
+			"secrets manager, a person has to confirm it; that is recorded.",
+		Example: "  broker leak release 2026-0007"},
+		func(c *cobra.Command) { confirmedFlag(c, &how) },
 		func(ctx context.Context, id string) (*client.Incident, error) {
-			return s.administration().Release(ctx, id)
+			return s.administration().Release(ctx, id, how)
 		},
 		func(out io.Writer, i *client.Incident) {
 			fmt.Fprintf(out, "incident %s: released\n", i.ID)
@@ -78,6 +81,7 @@ func leakClose(s *sockets) *cobra.Command {
 			c.Flags().StringVar(&how.OldStillValid, "old-still-valid", "", "close it although the old one still works, and why")
 			c.Flags().StringArrayVar(&told, "told-by-hand", nil, "RECIPIENT=HOW: no mail reaches an address, and how it was told (repeatable)")
 			c.Flags().StringVar(&how.As, "as", "", `who closes it, as "name, phone"`)
+			confirmedFlag(c, &how.IncidentRelease)
 		},
 		func(ctx context.Context, id string) (*client.Incident, error) {
 			for _, t := range told {
@@ -93,6 +97,10 @@ func leakClose(s *sockets) *cobra.Command {
 			return s.administration().Close(ctx, id, how)
 		},
 		func(out io.Writer, i *client.Incident) { printIncident(out, i, false) })
+}
+
+func confirmedFlag(c *cobra.Command, how *client.IncidentRelease) {
+	c.Flags().BoolVar(&how.NewSecretConfirmed, "new-secret-confirmed", false, "you know that what leaked was replaced, where nothing else shows it")
 }
 
 // incidentCommand is one that takes an incident and gives it back.

@@ -92,7 +92,7 @@ func (d *incidentsOf) administration() api.Administration {
 			return []client.Incident{{ID: "2026-0008", State: "closed", Drill: true, Severity: "suspected", Clients: []string{"mkp"}, Policy: "keep-serving"}, i}, nil
 		},
 		Incident: func(_ context.Context, id string) (client.Incident, error) { return d.known(id, nil) },
-		Release: func(_ context.Context, _ *access.Caller, id string) (client.Incident, error) {
+		Release: func(_ context.Context, _ *access.Caller, id string, _ client.IncidentRelease) (client.Incident, error) {
 			return d.known(id, "release")
 		},
 		Close: func(_ context.Context, _ *access.Caller, id string, how client.IncidentClose) (client.Incident, error) {

@@ -51,6 +51,7 @@ type Broker struct {
 	logins  logins                      // that are under way
 	uses    atomic.Uint64               // of secrets
 	sought  sought                      // by scans
+	leaked  leaked
 
 	started chan struct{}           // closed when Run has begun
 	running atomic.Pointer[running] // nil before Run and after it
@@ -285,7 +286,7 @@ func newClientSet(m map[string]*cachedClient) *clientSet {
 // client makes the client of cfg from what it was before.
 func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*cachedClient, error) {
 	rules, problems := access.Compile(cfg.Allow, cfg.Limits, access.SystemNames())
-	c := &cachedClient{cfg: cfg, rules: rules, problems: problems, state: &clientState{}}
+	c := &cachedClient{cfg: cfg, rules: rules, problems: problems, state: &clientState{revoking: make(chan struct{}, 1)}}
 	for _, h := range cfg.Headers {
 		t, err := parseHeader(h)
 		if err != nil {

@@ -59,8 +59,9 @@ type clientState struct {
 	client  atomic.Pointer[cachedClient] // of the newest configuration
 	entries atomic.Pointer[map[oidc.Request]*entry]
 
-	mu        sync.Mutex // adding entries; key, jwt
-	unrevoked []*held    // served no more, and not revoked yet
+	revoking  chan struct{} // has one element while somebody has tokens revoked
+	mu        sync.Mutex    // adding entries; key, jwt
+	unrevoked []*held       // served no more, and not revoked yet
 	key       *keyHeld
 	jwt       *keyHeld // who has had self-signed JWTs that name a user
 	bad       keyComplaints

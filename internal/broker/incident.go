@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -22,8 +23,12 @@ import (
 const shortest = 6
 
 // Holds says whether text holds a live secret or token of any client, in
-// clear, in hexadecimal or in base64 at any alignment.
+// clear, in hexadecimal or in base64 at any alignment; or one that was retired a
+// short time ago, in any form that scans look for.
 func (b *Broker) Holds(text []byte) bool {
+	if b.sought.index.Holds(text) {
+		return true
+	}
 	lower := bytes.ToLower(text)
 	for _, cl := range b.clients.Load().byName {
 		if live := cl.cred.Current(); live != nil {
@@ -39,8 +44,16 @@ func (b *Broker) Holds(text []byte) bool {
 				return true
 			}
 		}
+		cl.state.mu.Lock()
+		left := slices.ContainsFunc(cl.state.unrevoked, func(h *held) bool { return holds(text, lower, h.token.Access) })
+		cl.state.mu.Unlock()
+		if left {
+			return true
+		}
 	}
-	return false
+	b.retired.Lock()
+	defer b.retired.Unlock()
+	return slices.ContainsFunc(b.retired.list, func(r retiree) bool { return r.token != nil && holds(text, lower, r.token.token.Access) })
 }
 
 // Knows says whether Holds can tell the client's secrets: they have been read.
@@ -137,23 +150,31 @@ func (b *Broker) StillTaken(ctx context.Context, name, version string) (bool, er
 	return taken, nil
 }
 
-// revoke withdraws the tokens of cl, and has the issuer revoke them.
+// revoke withdraws the tokens of cl, and has the issuer revoke them. One does
+// at a time; who cannot wait so long counts as kept what another one works on.
 func (b *Broker) revoke(ctx context.Context, cl *cachedClient, r *revoked) {
-	for _, h := range b.withdraw(cl) {
+	list := b.withdraw(cl)
+	select {
+	case cl.state.revoking <- struct{}{}:
+		defer func() { <-cl.state.revoking }()
+		list = b.withdraw(cl) // what is left
+	case <-ctx.Done():
+		r.why = ctx.Err()
+	}
+	for _, h := range list {
 		if r.last.Before(h.token.Expires.Wall) {
 			r.last = h.token.Expires.Wall
 		}
-		if r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
-			r.count(r.why)
+		if ctx.Err() != nil || r.hopeless() { // the client is not authenticated, or the issuer cannot do it: do not ask again
+			r.count(cmp.Or(r.why, ctx.Err()))
 		} else if r.count(cl.cred.Authenticated(ctx, func(ctx context.Context, m oidc.Material) error {
 			return cl.issuer.Revoke(ctx, m, h.token.Access, "access_token")
 		})) {
 			b.o.Audit.Note(audit.Event{Type: audit.TokenRevoked, Client: cl.cfg.Name, Version: string(h.live.Version), Fingerprint: h.token.Fingerprint, JTI: h.token.JTI})
-			continue
+			cl.state.mu.Lock()
+			cl.state.unrevoked = slices.DeleteFunc(cl.state.unrevoked, func(o *held) bool { return o == h })
+			cl.state.mu.Unlock()
 		}
-		cl.state.mu.Lock()
-		cl.state.unrevoked = append(cl.state.unrevoked, h)
-		cl.state.mu.Unlock()
 	}
 }
 

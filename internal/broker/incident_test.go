@@ -1,11 +1,13 @@
 package broker
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"credentialbroker/providers"
 )
@@ -83,6 +85,34 @@ func TestStillTaken(t *testing.T) {
 		}
 		if err := w.b.Prove(t.Context(), "vdab"); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Who comes while tokens are being revoked is told of those, and does not take
+// them for gone.
+func TestWithdrawTwice(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		o, edit := anOAuth2(t)
+		slow := &gate{rt: o.RoundTripper()}
+		w.with(func(c *Client) { edit(c); c.Transport = slow })
+		w.mustGet()
+		slow.wait = make(chan struct{})
+		first := make(chan Withdrawal)
+		go func() { first <- w.b.Withdraw(t.Context(), "vdab") }()
+		time.Sleep(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if got := w.b.Withdraw(ctx, "vdab"); got.Revoked != 0 || got.Kept != 1 || !got.Possible || got.Last.IsZero() {
+			t.Errorf("%+v", got)
+		}
+		close(slow.wait)
+		if got := <-first; got.Revoked != 1 || got.Kept != 0 {
+			t.Errorf("%+v", got)
+		}
+		if got := w.b.Withdraw(t.Context(), "vdab"); got.Revoked+got.Kept != 0 {
+			t.Errorf("%+v", got)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"credentialbroker/api/client"
@@ -39,24 +40,21 @@ func (b *Broker) Revoke(ctx context.Context, name string, login bool) (client.Ou
 }
 
 // withdraw takes the client's tokens out of the cache, and gives them together
-// with those that could not be revoked before and have not ended.
-func (b *Broker) withdraw(cl *cachedClient) (list []*held) {
+// with those that are not revoked yet and have not ended. They stay known until
+// they are.
+func (b *Broker) withdraw(cl *cachedClient) []*held {
 	now := b.o.Clock.Now()
 	cl.state.mu.Lock()
-	for _, h := range cl.state.unrevoked {
-		if h.token.Expires.Until(now) > 0 {
-			list = append(list, h)
-		}
-	}
-	cl.state.unrevoked = nil
-	cl.state.mu.Unlock()
+	defer cl.state.mu.Unlock()
+	list := slices.DeleteFunc(cl.state.unrevoked, func(h *held) bool { return h.token.Expires.Until(now) <= 0 })
 	for _, e := range cl.all() {
 		if h := e.held.Swap(nil); h != nil {
 			b.retireToken(h)
 			list = append(list, h)
 		}
 	}
-	return list
+	cl.state.unrevoked = list
+	return slices.Clone(list)
 }
 
 // revoked sums up.

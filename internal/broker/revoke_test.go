@@ -138,15 +138,19 @@ func anOAuth2(t testing.TB) (*fake.OAuth2, func(*Client)) {
 	}
 }
 
-// gate is a network that can be cut.
+// gate is a network that can be cut, or held up until wait is closed.
 type gate struct {
 	rt   http.RoundTripper
 	shut atomic.Bool
+	wait chan struct{}
 }
 
 func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
 	if g.shut.Load() {
 		return nil, errors.New("cut")
+	}
+	if g.wait != nil {
+		<-g.wait
 	}
 	return g.rt.RoundTrip(r)
 }

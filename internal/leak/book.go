@@ -208,7 +208,8 @@ func (b *Book) List() ([]Incident, error) {
 }
 
 // Update changes an incident, durably, unless change fails. Its identity and
-// its past revisions cannot change.
+// its past revisions cannot change. Of one that cannot be read it gives the ID
+// alone, beside the error.
 func (b *Book) Update(id string, change func(*Incident) error) (Incident, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -218,7 +219,7 @@ func (b *Book) Update(id string, change func(*Incident) error) (Incident, error)
 	}
 	old, err := read(b.store, id)
 	if err != nil {
-		return Incident{}, err
+		return Incident{ID: id}, err
 	}
 	i := old
 	i.Revisions = slices.Clone(old.Revisions)
@@ -315,7 +316,8 @@ func (b *Book) Merge(id string, evidence []byte) (Incident, error) {
 		i.Others = append(i.Others, e)
 		now := b.clock.Now().Wall.UTC().Truncate(time.Second)
 		i.Actions = append(i.Actions, Action{At: now, What: "merge_evidence", Outcome: Done, Detail: e.Host})
-		i.Revise(now, "", false)
+		n := len(i.Revisions)
+		i.Revise(now, "", n > 0 && i.Revisions[n-1].NoMail) // who reports it does not change
 		return nil
 	})
 }

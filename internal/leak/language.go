@@ -84,6 +84,7 @@ func (l Language) word(code string) string {
 		"revoke_tokens":                 {"intrekken van tokens bij de uitgever", "revoke tokens at the issuer"},
 		"rotate":                        {"vervangen van de gegevens", "replace the credentials"},
 		"install_version":               {"in gebruik nemen van een nieuwe versie", "take a new version into use"},
+		"confirm_new":                   {"bevestiging door een persoon dat de gegevens vervangen zijn", "a person confirms that the credentials were replaced"},
 		"release":                       {"vrijgeven van de client", "release the client"},
 		"trace_tokens":                  {"nagaan welke tokens er waren", "find out which tokens there were"},
 		"record":                        {"vastleggen", "record"},

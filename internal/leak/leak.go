@@ -56,6 +56,9 @@ type Incident struct {
 	// Versions are the secrets manager's names of what has leaked, by client.
 	// A client that is not in it had none in use.
 	Versions map[string]string `json:"versions,omitempty"`
+	// Renewed are the names of versions of which it was shown, or a person has
+	// confirmed, that what has leaked is another in them, by client.
+	Renewed map[string]string `json:"renewed,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
 	// KeyID identifies a key (a kid, a version), and is never the key.
@@ -173,7 +176,7 @@ type Action struct {
 	At time.Time `json:"at"`
 	// What is one of the codes quarantine, end_streams, remove_files,
 	// stop_children, revoke_tokens, trace_tokens, rotate, install_version,
-	// release, remind, record, deliver, merge_evidence; another is shown as it
+	// release, confirm_new, remind, record, deliver, merge_evidence; another is shown as it
 	// is.
 	What    string  `json:"what"`
 	Outcome Outcome `json:"outcome"`

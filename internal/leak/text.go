@@ -34,6 +34,11 @@ func clean(s string, n int) string {
 	return s
 }
 
+// Forms are what a text of a person becomes in a record, with its lines and
+// without: whoever looks for secrets looks there too, for what is left out
+// between two letters joins them.
+func Forms(s string) []string { return []string{clean(s, longText), line(s)} }
+
 // withhold leaves out what a person typed, until it is known to be no secret.
 func (i *Incident) withhold() {
 	const later = "Volgt zodra vaststaat dat de tekst geen geheim bevat.\nFollows once the text is known to hold no secret."

@@ -3,6 +3,7 @@ package response
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"credentialbroker/internal/leak"
 )
@@ -11,6 +12,9 @@ import (
 // was read once is known until it is changed.
 type book struct {
 	*leak.Book
+
+	// last is what was read last, for those who do not wait for a disk.
+	last atomic.Pointer[[]leak.Incident]
 
 	mu    sync.Mutex
 	known bool
@@ -25,6 +29,8 @@ func (b *book) List() ([]leak.Incident, error) {
 	if !b.known {
 		b.list, b.err = b.Book.List()
 		b.known = true
+		list := b.list
+		b.last.Store(&list)
 	}
 	return slices.Clone(b.list), b.err
 }

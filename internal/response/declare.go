@@ -3,6 +3,7 @@ package response
 import (
 	"context"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"time"
@@ -37,7 +38,7 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	if !r.o.Broker.Has(d.Client) {
 		return client.Incident{}, noClient(d.Client)
 	}
-	if err := r.harmless(d); err != nil {
+	if err := r.harmless(who, d); err != nil {
 		return client.Incident{}, err
 	}
 	// What has not been read yet, harmless could not look for.
@@ -57,7 +58,7 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	if d.DryRun {
 		return r.preview(&c, i, d)
 	}
-	i, err = r.record(i, d)
+	i, mine, err := r.record(i, d)
 	if err != nil {
 		return client.Incident{}, err
 	}
@@ -67,15 +68,14 @@ func (r *Responder) Declare(ctx context.Context, who *access.Caller, d client.De
 	written, cancel := context.WithTimeout(ctx, lookTime)
 	_ = r.o.Audit.Record(written, event(&i, "declared", actor(who))) // if it cannot be, the incident goes on all the same
 	cancel()
-	i = r.pursue(ctx, i.ID)
+	i = r.pursue(ctx, i.ID, mine)
 	return r.view(&i), nil
 }
 
 // record makes the incident durable, and contains its clients.
-func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident, error) {
+func (r *Responder) record(i leak.Incident, d client.Declaration) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var err error
 	if d.Draft == "" {
 		i, err = r.book.Declare(i, d.NoMail)
 	} else {
@@ -91,13 +91,13 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (leak.Incident
 		if _, refused := err.(*broker.Error); !refused { //nolint:errorlint // ours, from the change
 			r.o.Log.Log(context.Background(), LevelAlert, "a leak was declared and is not recorded: nobody is told", "client", d.Client, "error", err)
 		}
-		return i, unrecorded(err)
+		return i, false, unrecorded(err)
 	}
-	r.busy[i.ID] = true
+	mine = r.claim(i.ID)
 	if err := r.contain(); err != nil {
 		r.alarm("", "damaged", "", err.Error())
 	}
-	return i, nil
+	return i, mine, nil
 }
 
 // incidentOf judges a declaration, and makes the incident that it is about,
@@ -226,28 +226,36 @@ func obvious(text string) bool {
 	return regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY|AGE-SECRET-KEY-1|\beyJ[\w-]{10,}\.[\w-]{10,}\.`).MatchString(text)
 }
 
-// harmless refuses texts that hold a live secret or token: they are mailed.
-func (r *Responder) harmless(d client.Declaration) error {
+// harmless refuses texts that hold a secret or token: they are mailed. That it
+// does is recorded: its answer tells who asks something.
+func (r *Responder) harmless(who *access.Caller, d client.Declaration) error {
 	for _, t := range texts(&d) {
-		if r.o.Broker.Holds([]byte(*t.text)) {
-			return &broker.Error{Code: client.InvalidRequest, Detail: t.name + ": it holds a secret or token that is in use; nothing was recorded: say in words which one it is"}
+		if r.holds(*t.text) {
+			return r.refuseText(who, d.Client, t.name, t.name+": it holds a secret or token that is in use, or was; nothing was recorded: say in words which one it is")
 		}
 	}
 	return nil
 }
 
+func (r *Responder) refuseText(who *access.Caller, name, text, why string) error {
+	r.o.Audit.Note(audit.Event{Type: audit.AdminAct, Code: "leak.text_refused", Client: name, Actor: actor(who), Detail: map[string]string{"text": text}})
+	return &broker.Error{Code: client.InvalidRequest, Detail: why}
+}
+
 // complete fills in what the daemon knows: the clients that share the bundle,
-// the version that has leaked and the public identifier.
+// the version that has leaked and the public identifier. A version that was made
+// after the declaration is not what has leaked.
 func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
 	i.Clients = r.sharing(i)
-	if i.Versions == nil {
+	if i.Versions = maps.Clone(i.Versions); i.Versions == nil {
 		i.Versions = map[string]string{}
 	}
 	for n, name := range i.Clients {
 		have := r.o.Broker.Credentials(ctx, name)
-		if i.Versions[name] == "" && have.Version != "" {
+		later := !i.DeclaredAt.IsZero() && have.Created.After(i.DeclaredAt)
+		if i.Versions[name] == "" && i.Renewed[name] == "" && have.Version != "" && !later {
 			i.Versions[name] = have.Version
 		}
 		if n == 0 && i.ClientID == "" {
@@ -262,6 +270,9 @@ func (r *Responder) sharing(i *leak.Incident) []string {
 	all := slices.Clone(i.Clients)
 	if tokenOnly(i) { // a token is one client's
 		return all[:1]
+	}
+	if installed(i) { // what they share now has not leaked
+		return all
 	}
 	for _, name := range r.o.Broker.Sharing(i.Clients[0]) {
 		if !slices.Contains(all, name) {

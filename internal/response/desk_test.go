@@ -119,11 +119,13 @@ type desk struct {
 	issuer *fake.OAuth2
 	down   *gate
 	store  *fake.Store
-	relay  *relay
-	clock  *clock.Bubble
-	skew   atomic.Int64 // of the wall clock
-	config Config
-	hosts  int // of the client; 0: 1
+	// forgets: the secrets manager has the newest version alone.
+	forgets bool
+	relay   *relay
+	clock   *clock.Bubble
+	skew    atomic.Int64 // of the wall clock
+	config  Config
+	hosts   int // of the client; 0: 1
 
 	log    *audit.Log
 	b      *broker.Broker
@@ -193,10 +195,14 @@ func (d *desk) secret(s string) {
 }
 
 func (d *desk) clients() []broker.Client {
+	var store providers.Provider = d.store
+	if d.forgets {
+		store = forgetful{d.store}
+	}
 	signer := broker.Client{Name: "zgw", Provider: d.store, ProviderName: "store", Allow: []access.Entry{{User: strconv.Itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.JWT}}},
 		Issuer:   &oidc.Profile{Grant: oidc.SelfSigned},
 		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "zgw"}}, Required: []string{"client_id", "client_secret"}, Prove: rotation.ProveNone}}
-	return []broker.Client{signer, {Name: "vdab", Provider: d.store, ProviderName: "store",
+	return []broker.Client{signer, {Name: "vdab", Provider: store, ProviderName: "store",
 		Allow:  []access.Entry{{User: strconv.Itoa(os.Getuid()), Surfaces: []access.Surface{access.Token, access.Headers}}},
 		Issuer: &oidc.Profile{Issuer: "http://127.0.0.1/as", ClientAuth: oidc.SecretBasic}, Transport: d.down,
 		Rotation: rotation.Config{Spec: providers.Spec{Ref: providers.Ref{Path: "vdab"}}, Required: []string{"client_id", "client_secret"}, Hosts: d.hosts}}}
@@ -381,6 +387,14 @@ func selfAs() (c *access.Caller, end func(), err error) {
 	defer conn.Close()
 	c, err = access.Identify(conn)
 	return c, func() { _ = c.Close() }, err
+}
+
+// forgetful is a secrets manager without history.
+type forgetful struct{ *fake.Store }
+
+func (f forgetful) Fetch(ctx context.Context, ref providers.Ref, have providers.Version) (providers.Bundle, error) {
+	ref.Version = ""
+	return f.Store.Fetch(ctx, ref, have)
 }
 
 // gate is a network that can be cut, or hang.

@@ -34,17 +34,18 @@ func (r *Responder) Drill(ctx context.Context, who *access.Caller, name string) 
 	r.mu.Lock()
 	i, err = r.book.Declare(i, false)
 	if err == nil {
-		r.busy[i.ID] = true
+		r.claim(i.ID)
 	}
 	r.mu.Unlock()
 	if err != nil {
 		return client.Incident{}, unrecorded(err)
 	}
+	id := i.ID
 	r.note(&i, "drill", actor(who))
 	recorded := r.o.Clock.Now()
 	_, _ = r.trace(ctx, &i) // for its time: a drill's report names no tokens
 	traced := r.o.Clock.Now()
-	i, err = r.change(i.ID, func(i *leak.Incident) error {
+	i, _, err = r.change(i.ID, func(i *leak.Incident) error {
 		took := func(what string, d time.Duration, o leak.Outcome) {
 			i.Actions = append(i.Actions, leak.Action{At: r.now(), What: what, Outcome: o, Detail: d.Round(time.Millisecond).String()})
 		}
@@ -53,10 +54,11 @@ func (r *Responder) Drill(ctx context.Context, who *access.Caller, name string) 
 		i.Actions = append(i.Actions, leak.Action{At: r.now(), What: "deliver", Outcome: leak.Pending})
 		return nil
 	})
-	if err != nil {
-		return client.Incident{}, err
+	if err != nil { // the next round sends its mails
+		r.release(id)
+		return client.Incident{}, refuse(client.Internal, "drill %s is recorded, and its mails are sent; but how long its steps took could not be: %v", id, err)
 	}
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, true)
 	return r.view(&i), nil
 }
 

@@ -18,7 +18,7 @@ import (
 // Release lets an incident's clients be served again, once a new version of
 // what has leaked is installed and proved; after the leak of a token, once none
 // is left that was out.
-func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) (client.Incident, error) {
+func (r *Responder) Release(ctx context.Context, who *access.Caller, id string, how client.IncidentRelease) (client.Incident, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return client.Incident{}, err
@@ -26,15 +26,15 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 	if !quarantines(&i) {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
 	}
-	version, err := r.renewed(ctx, &i)
+	versions, err := r.renewed(ctx, &i, how.NewSecretConfirmed)
 	if err != nil {
 		return client.Incident{}, refuse(client.Quarantined, "incident %s: its clients stay quarantined: %v", i.ID, err)
 	}
-	i, err = r.change(i.ID, func(i *leak.Incident) error {
+	i, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		if !quarantines(i) {
 			return refuse(client.InvalidRequest, "incident %s keeps no client from being served", i.ID)
 		}
-		r.free(i, version)
+		r.free(i, versions, how)
 		r.revise(i, "")
 		return nil
 	})
@@ -42,16 +42,21 @@ func (r *Responder) Release(ctx context.Context, who *access.Caller, id string) 
 		return client.Incident{}, err
 	}
 	r.note(&i, "released", actor(who))
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
 }
 
-// free notes that the clients are served again, with a new version.
-func (r *Responder) free(i *leak.Incident, version string) {
+// free notes that the clients are served again, with new versions.
+func (r *Responder) free(i *leak.Incident, versions map[string]string, how client.IncidentRelease) {
 	add := func(what, detail string) {
 		i.Actions = append(i.Actions, leak.Action{At: r.now(), What: what, Outcome: leak.Done, Detail: detail})
 	}
 	outcome(i, "rotate", leak.Done, "", r.now())
+	i.Renewed = versions
+	if how.NewSecretConfirmed && !slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "confirm_new" }) {
+		add("confirm_new", "")
+	}
+	version := versions[i.Clients[0]]
 	if version != "" && !slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" }) {
 		add("install_version", version)
 	}
@@ -61,36 +66,83 @@ func (r *Responder) free(i *leak.Incident, version string) {
 }
 
 // renewed says what is missing until what has leaked is of no use here any
-// more: a new version that is proved. version is the first client's.
-func (r *Responder) renewed(ctx context.Context, i *leak.Incident) (version string, err error) {
+// more: of every client a version that is proved, and in which what has leaked
+// is another. versions are theirs. confirmed is a person's word, which counts
+// where nothing else can tell.
+func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed bool) (versions map[string]string, err error) {
+	versions = map[string]string{}
 	if tokenOnly(i) {
 		over := i.Exposure.LastExpiry.Before(r.now()) && !pending(i, "trace_tokens")
 		revoked := slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "revoke_tokens" && a.Outcome == leak.Done })
 		if !over && !revoked {
-			return "", fmt.Errorf("tokens that were out have not ended: the last one does at %s", i.Exposure.LastExpiry.Format(time.RFC3339))
+			return nil, fmt.Errorf("tokens that were out have not ended: the last one does at %s", i.Exposure.LastExpiry.Format(time.RFC3339))
 		}
-		return "", nil
+		return versions, nil
+	}
+	status := map[string]broker.ClientStatus{}
+	for _, s := range r.o.Broker.Status() {
+		status[s.Name] = s
 	}
 	var missing []error
-	for _, s := range r.o.Broker.Status() {
+	for _, name := range i.Clients {
+		s, there := status[name]
 		k := s.Credential
 		switch {
-		case !slices.Contains(i.Clients, s.Name):
+		case !there && !confirmed:
+			missing = append(missing, fmt.Errorf("%s is configured no more, so that nothing shows whether its secret was replaced%s", name, sayConfirmed))
+		case !there:
 			continue
 		case k.Version == "":
-			missing = append(missing, fmt.Errorf("%s has no version of its secret in use", s.Name))
-		case string(k.Version) == i.Versions[s.Name]:
-			missing = append(missing, fmt.Errorf("%s still has version %s, which has leaked: store a new one, then run broker rotate %s", s.Name, k.Version, s.Name))
-		case !k.Works && k.Probed.IsZero():
-			if err := r.o.Broker.Prove(ctx, s.Name); err != nil {
-				missing = append(missing, fmt.Errorf("version %s of %s is not proved: %w", k.Version, s.Name, err))
+			missing = append(missing, fmt.Errorf("%s has no version of its secret in use", name))
+		default:
+			err := r.another(ctx, i, name, string(k.Version), confirmed)
+			if err == nil && !k.Works && k.Probed.IsZero() {
+				if err = r.o.Broker.Prove(ctx, name); err != nil {
+					err = fmt.Errorf("version %s of %s is not proved: %w", k.Version, name, err)
+				}
 			}
+			missing = append(missing, err)
 		}
-		if s.Name == i.Clients[0] {
-			version = string(k.Version)
+		versions[name] = string(k.Version)
+	}
+	return versions, errors.Join(missing...)
+}
+
+const sayConfirmed = "; if you know that it was, say so with --new-secret-confirmed"
+
+// another is nil if a client's version holds nothing of what has leaked: that
+// another version serves does not say so.
+func (r *Responder) another(ctx context.Context, i *leak.Incident, name, version string, confirmed bool) error {
+	old := i.Versions[name]
+	switch {
+	case i.Renewed[name] == version:
+		return nil
+	case old == version:
+		return fmt.Errorf("%s still has version %s, which has leaked: store a new one, then run broker rotate %s", name, version, name)
+	}
+	same, err := r.o.Broker.Differs(ctx, name, old, leakedFields(i))
+	switch {
+	case same != "":
+		return fmt.Errorf("version %s of %s has the same %s as version %s, which has leaked: store a new one, then run broker rotate %s", version, name, same, old, name)
+	case err != nil && !confirmed:
+		return fmt.Errorf("whether version %s of %s still holds what has leaked cannot be told: %w%s", version, name, err, sayConfirmed)
+	}
+	return nil
+}
+
+// leakedFields are the fields of a bundle that have leaked; nil: all that are
+// secret.
+func leakedFields(i *leak.Incident) (fields []string) {
+	for _, w := range i.What {
+		switch w {
+		case leak.ClientSecret, leak.APIKey, leak.PrivateKey:
+			fields = append(fields, string(w))
+		case leak.Token:
+		case leak.ManagerLogin, leak.Host, leak.Unknown:
+			return nil
 		}
 	}
-	return version, errors.Join(missing...)
+	return fields
 }
 
 // Close ends an incident: a new version has to be in use, the issuer has to
@@ -103,8 +155,8 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, err
 	case i.State == leak.Closed:
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s is closed", i.ID)
-	case r.o.Broker.Holds([]byte(how.OldStillValid)) || r.o.Broker.Holds([]byte(how.As)) || obvious(how.OldStillValid) || obvious(how.As):
-		return client.Incident{}, refuse(client.InvalidRequest, "the text holds a secret or token: say in words which one it is")
+	case r.holds(how.OldStillValid) || r.holds(how.As) || obvious(how.OldStillValid) || obvious(how.As):
+		return client.Incident{}, r.refuseText(who, i.Clients[0], "close", "the text holds a secret or token that is in use, or was: say in words which one it is")
 	case len(how.OldStillValid) > longestText || len(how.As) > longestText:
 		return client.Incident{}, refuse(client.InvalidRequest, "a text is longer than %d bytes", longestText)
 	case r.told(how.ToldByHand) != nil:
@@ -116,20 +168,22 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %s", i.ID, missing)
 	}
 	closing := leak.Closing{By: declarer(who, how.As), StillValid: how.OldStillValid, ToldByHand: how.ToldByHand}
-	if closing.NewVersion, err = r.renewed(ctx, &i); err != nil {
+	versions, err := r.renewed(ctx, &i, how.NewSecretConfirmed)
+	if err != nil {
 		return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
 	}
+	closing.NewVersion = versions[i.Clients[0]]
 	if how.OldStillValid == "" {
 		if err := r.oldRefused(ctx, &i); err != nil {
 			return client.Incident{}, refuse(client.InvalidRequest, "incident %s stays open: %v", i.ID, err)
 		}
 		closing.OldRefused = true
 	}
-	i, err = r.change(i.ID, func(i *leak.Incident) error {
+	i, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		if i.State != leak.Open {
 			return refuse(client.InvalidRequest, "incident %s is closed", i.ID)
 		}
-		r.free(i, closing.NewVersion)
+		r.free(i, versions, how.IncidentRelease)
 		closing.At = r.now()
 		i.State, i.Closing, i.NextUpdate = leak.Closed, &closing, time.Time{}
 		r.revise(i, "")
@@ -139,13 +193,13 @@ func (r *Responder) Close(ctx context.Context, who *access.Caller, id string, ho
 		return client.Incident{}, err
 	}
 	r.note(&i, "closed", actor(who))
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
 }
 
 // drop ends what no issuer was told of.
 func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.IncidentClose) (client.Incident, error) {
-	closed, err := r.change(i.ID, func(i *leak.Incident) error {
+	closed, mine, err := r.change(i.ID, func(i *leak.Incident) error {
 		i.State, i.NextUpdate = leak.Closed, time.Time{}
 		i.Closing = &leak.Closing{At: r.now(), By: declarer(who, how.As), OldRefused: true} // nothing is left to refuse
 		i.Revise(r.now(), how.OldStillValid, true)
@@ -154,7 +208,9 @@ func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.Incide
 	if err != nil {
 		return client.Incident{}, err
 	}
-	r.release(closed.ID)
+	if mine {
+		r.release(closed.ID)
+	}
 	r.note(&closed, "closed", actor(who))
 	return r.view(&closed), nil
 }
@@ -194,7 +250,7 @@ func (r *Responder) told(list map[string]string) error {
 		switch {
 		case strings.TrimSpace(how) == "" || len(how) > longestText:
 			return refuse(client.InvalidRequest, "told_by_hand: say in a few words how %.100q was told: when, by whom, in which way", to)
-		case r.o.Broker.Holds([]byte(how)) || obvious(how):
+		case r.holds(how) || obvious(how):
 			return refuse(client.InvalidRequest, "told_by_hand: the text holds a secret or token: say in words which one it is")
 		}
 	}
@@ -207,10 +263,14 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 		return nil
 	}
 	const otherwise = "; if you know it in another way, or it cannot be, say so with --old-still-valid REASON"
-	if !slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w != leak.APIKey && w != leak.Token }) {
+	if slices.Contains(i.What, leak.APIKey) {
 		return errors.New("no request shows whether an API key is refused without being one to the API" + otherwise)
 	}
-	for name, version := range i.Versions {
+	for _, name := range i.Clients {
+		version := i.Versions[name]
+		if version == "" {
+			return fmt.Errorf("which version of %s has leaked is not known, so that the issuer cannot be asked about it%s", name, otherwise)
+		}
 		switch taken, err := r.o.Broker.StillTaken(ctx, name, version); {
 		case err != nil:
 			return fmt.Errorf("whether the issuer still takes version %s of %s is not known: %w%s", version, name, err, otherwise)
@@ -236,14 +296,15 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	if err != nil {
 		return client.Incident{}, err
 	}
-	if r.o.Broker.Holds(evidence) {
-		return client.Incident{}, refuse(client.InvalidRequest, "the evidence holds a secret or token that is in use: look at how it was made")
+	var value any
+	if json.Unmarshal(evidence, &value) != nil || r.o.Broker.Holds(evidence) || r.holdsAny(value) {
+		return client.Incident{}, r.refuseText(who, i.Clients[0], "evidence", "the evidence is no JSON, or holds a secret or token that is in use, or was: look at how it was made")
 	}
-	before := len(i.Revisions)
+	before, mine := len(i.Revisions), false
 	r.mu.Lock()
 	i, err = r.book.Merge(i.ID, evidence)
 	if err == nil {
-		r.busy[i.ID] = true
+		mine = r.claim(i.ID)
 	}
 	r.mu.Unlock()
 	if err != nil {
@@ -252,8 +313,25 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	if len(i.Revisions) > before {
 		r.note(&i, "merged", actor(who))
 	}
-	i = r.pursue(context.WithoutCancel(ctx), i.ID)
+	i = r.pursue(context.WithoutCancel(ctx), i.ID, mine)
 	return r.view(&i), nil
+}
+
+// holdsAny looks for secrets in the strings of a JSON value, as they are decoded.
+func (r *Responder) holdsAny(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return r.holds(v)
+	case []any:
+		return slices.ContainsFunc(v, r.holdsAny)
+	case map[string]any:
+		for name, one := range v {
+			if r.holds(name) || r.holdsAny(one) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // get reads an incident, by its ID here or among all hosts.
@@ -268,20 +346,20 @@ func (r *Responder) get(id string) (leak.Incident, error) {
 	return i, nil
 }
 
-// change makes a change durable, lets the Broker know, and takes the incident,
+// change makes a change durable, lets the Broker know, and claims the incident,
 // to be pursued.
-func (r *Responder) change(id string, f func(*leak.Incident) error) (leak.Incident, error) {
+func (r *Responder) change(id string, f func(*leak.Incident) error) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i, err := r.book.Update(id, f)
 	if err != nil {
-		return i, unrecorded(err)
+		return i, false, unrecorded(err)
 	}
-	r.busy[i.ID] = true
+	mine = r.claim(i.ID)
 	if err := r.contain(); err != nil {
 		r.alarm("", "damaged", "", err.Error())
 	}
-	return i, nil
+	return i, mine, nil
 }
 
 func refuse(code client.Code, format string, args ...any) error {

@@ -32,17 +32,18 @@ func (r *Responder) round(ctx context.Context) {
 	if r.unheld {
 		_ = r.contain() // it was an alarm
 	}
+	list, err := r.book.List() // what cannot be read was an alarm at the start
+	r.know(list, err == nil)
 	r.mu.Unlock()
-	list, _ := r.book.List() // what cannot be read was an alarm at the start
 	for n := range list {
 		if ctx.Err() != nil {
 			return
 		}
 		i := list[n]
 		if r.due(&i) {
-			i = r.pursue(ctx, i.ID)
+			i = r.pursue(ctx, i.ID, true)
 		}
-		r.follow(&i, status)
+		r.follow(ctx, &i, status)
 	}
 	r.undelivered()
 }
@@ -51,25 +52,27 @@ func (r *Responder) round(ctx context.Context) {
 func (r *Responder) due(i *leak.Incident) bool {
 	n := len(i.Revisions)
 	fresh := i.Unqueued() && r.now().Sub(i.Revisions[n-1].At) < retryTime/2 // one of a moment ago
-	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens") || i.Unchecked)
+	open := i.State != leak.Closed && (pending(i, "revoke_tokens") || pending(i, "trace_tokens") || i.Unchecked ||
+		slices.ContainsFunc(i.Actions, func(a leak.Action) bool {
+			return a.What == "rotate" && a.Outcome == leak.Pending && a.Detail == unread
+		}))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, tried := r.tried[i.ID]
 	waits := tried && at.Until(r.o.Clock.Now()) > 0 && (open || !fresh)
-	if r.busy[i.ID] || waits || !open && !i.Unqueued() {
+	if _, busy := r.busy[i.ID]; busy || waits || !open && !i.Unqueued() {
 		return false
 	}
-	r.busy[i.ID] = true
-	return true
+	return r.claim(i.ID)
 }
 
 // follow notes what has happened to an incident since.
-func (r *Responder) follow(i *leak.Incident, status map[string]broker.ClientStatus) {
+func (r *Responder) follow(ctx context.Context, i *leak.Incident, status map[string]broker.ClientStatus) {
 	now := r.now()
 	change := func(code string, f func(*leak.Incident) error) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.busy[i.ID] {
+		if _, busy := r.busy[i.ID]; busy {
 			return
 		}
 		next, err := r.book.Update(i.ID, f)
@@ -104,13 +107,12 @@ func (r *Responder) follow(i *leak.Incident, status map[string]broker.ClientStat
 	case i.State == leak.Draft:
 		return
 	}
-	if more := r.sharing(i); len(more) > len(i.Clients) {
-		change("extended", func(i *leak.Incident) error { i.Clients = more; return nil })
-	}
-	if version, ok := replaced(i, status); ok {
+	r.learn(ctx, i, status, change)
+	if versions := r.replaced(ctx, i, status); versions != nil {
 		change("installed", func(i *leak.Incident) error {
 			outcome(i, "rotate", leak.Done, "", now)
-			i.Actions = append(i.Actions, leak.Action{At: now, What: "install_version", Outcome: leak.Done, Detail: version})
+			i.Renewed = versions
+			i.Actions = append(i.Actions, leak.Action{At: now, What: "install_version", Outcome: leak.Done, Detail: versions[i.Clients[0]]})
 			r.revise(i, "")
 			return nil
 		})
@@ -149,13 +151,11 @@ func (r *Responder) remark(i *leak.Incident, before []leak.Delivery) {
 }
 
 func (r *Responder) deliveries(id string) []leak.Delivery {
-	r.mu.Lock()
-	out := r.outbox
-	r.mu.Unlock()
-	if out == nil {
+	o := r.posting.Load()
+	if o == nil {
 		return nil
 	}
-	return out.Deliveries(id)
+	return o.outbox.Deliveries(id)
 }
 
 // lastReminder is when somebody was last reminded that the old credentials
@@ -173,20 +173,68 @@ func lastReminder(i *leak.Incident) (at time.Time) {
 	return at
 }
 
-// replaced says whether every client has another version in use than the one
-// that has leaked, which the record does not say yet.
-func replaced(i *leak.Incident, status map[string]broker.ClientStatus) (version string, ok bool) {
-	if tokenOnly(i) || len(i.Versions) == 0 || slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" }) {
-		return "", false
+// learn fills in what could not be known before: who else has the secret, and
+// what had leaked while the secrets manager gave nothing.
+func (r *Responder) learn(ctx context.Context, i *leak.Incident, status map[string]broker.ClientStatus, change func(string, func(*leak.Incident) error)) {
+	lacks := slices.ContainsFunc(i.Clients, func(name string) bool {
+		return i.Versions[name] == "" && i.Renewed[name] == "" && status[name].Credential.Version != ""
+	})
+	if !lacks && len(r.sharing(i)) == len(i.Clients) {
+		return
 	}
-	for name, old := range i.Versions {
-		s, there := status[name]
-		k := s.Credential
-		if there && (k.Version == "" || string(k.Version) == old || !k.Works && k.Probed.IsZero()) {
-			return "", false
+	quick, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	next := *i
+	if r.complete(quick, &next); len(next.Clients) == len(i.Clients) && maps.Equal(next.Versions, i.Versions) && next.ClientID == i.ClientID {
+		return
+	}
+	change("extended", func(i *leak.Incident) error {
+		news := i.ClientID == "" && next.ClientID != ""
+		i.Clients, i.Versions, i.ClientID = next.Clients, next.Versions, next.ClientID
+		if news && !i.Unqueued() { // without it the issuer may not know whom it is about
+			r.revise(i, "")
+		}
+		return nil
+	})
+}
+
+func installed(i *leak.Incident) bool {
+	return slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == "install_version" })
+}
+
+// replaced are the versions of all clients if none holds what has leaked any
+// more, and the record does not say so yet; else nil.
+func (r *Responder) replaced(ctx context.Context, i *leak.Incident, status map[string]broker.ClientStatus) map[string]string {
+	if tokenOnly(i) || installed(i) {
+		return nil
+	}
+	versions := map[string]string{}
+	for _, name := range i.Clients {
+		k := status[name].Credential
+		if k.Version == "" || i.Versions[name] == "" || string(k.Version) == i.Versions[name] || !k.Works && k.Probed.IsZero() {
+			return nil
+		}
+		versions[name] = string(k.Version)
+	}
+	key := "renewed " + i.ID
+	r.mu.Lock()
+	at, tried := r.tried[key]
+	wait := tried && at.Until(r.o.Clock.Now()) > 0
+	if !wait {
+		r.tried[key] = r.o.Clock.Now().Add(retryTime)
+	}
+	r.mu.Unlock()
+	if wait {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	for name, version := range versions {
+		if r.another(ctx, i, name, version, false) != nil { // broker leak release says why
+			return nil
 		}
 	}
-	return string(status[i.Clients[0]].Credential.Version), true
+	return versions
 }
 
 // undelivered alarms for each incident with mails that no relay takes, at most

@@ -12,16 +12,29 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
+	"credentialbroker/providers"
 )
 
 // Rules of this file:
 //   - a step is pending until its outcome is recorded, and may be taken twice;
 //   - nothing here holds mu over the network.
 
-// pursue takes the pending steps of an incident that is marked as busy, each
-// within its time, records their outcome, and queues the report. What fails is
-// left for the next round. It returns the incident as it then is.
-func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
+// claim is for who wants to take the steps of an incident: one does at a time,
+// and looks again for what another one has added meanwhile. The caller holds mu.
+func (r *Responder) claim(id string) (mine bool) {
+	_, busy := r.busy[id]
+	r.busy[id] = busy
+	return !busy
+}
+
+// pursue takes the pending steps of an incident that the caller has claimed,
+// each within its time, records their outcome, and queues the report. What fails
+// is left for the next round. If the steps are somebody else's, it queues the
+// report alone. It returns the incident as it then is.
+func (r *Responder) pursue(ctx context.Context, id string, mine bool) leak.Incident {
+	if !mine {
+		return r.reported(id)
+	}
 	i, err := r.book.Get(id)
 	if err != nil {
 		r.release(id)
@@ -39,12 +52,34 @@ func (r *Responder) pursue(ctx context.Context, id string) leak.Incident {
 	cancel()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !r.busy[id] {
+		r.tried[id] = r.o.Clock.Now().Add(retryTime)
+	}
 	delete(r.busy, id)
-	r.tried[id] = r.o.Clock.Now().Add(retryTime)
-	i, err = r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
+	next, err := r.book.Update(id, func(now *leak.Incident) error { r.merge(now, &i, found); return nil })
 	if err == nil {
 		_ = r.contain() // a client more may share the secret
+		next, err = r.report(next)
+	}
+	if err != nil && !r.often(id) {
+		r.alarm(i.Clients[0], "unreported", id, "the report could not be queued, and is tried again: "+err.Error())
+	}
+	if len(next.Clients) == 0 { // the record cannot be read any more
+		return i
+	}
+	return next
+}
+
+// reported queues the report of an incident whose steps are under way.
+func (r *Responder) reported(id string) leak.Incident {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i, err := r.book.Get(id)
+	if err == nil {
 		i, err = r.report(i)
+	}
+	if len(i.Clients) == 0 {
+		i = leak.Incident{ID: id, Clients: []string{""}}
 	}
 	if err != nil && !r.often(id) {
 		r.alarm(i.Clients[0], "unreported", id, "the report could not be queued, and is tried again: "+err.Error())
@@ -62,6 +97,7 @@ func (r *Responder) release(id string) {
 type found struct {
 	withdrawn *broker.Withdrawal
 	traced    *traced
+	rotated   error // why the secrets manager gave no other version
 }
 
 // take takes the pending steps at once. Where a new secret ends the old one,
@@ -79,7 +115,11 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 	rotate := func() {
 		if pending(i, "rotate") {
 			for _, name := range i.Clients {
-				_, _ = r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
+				_, err := r.o.Broker.Rotate(ctx, name, broker.Rotation{}) // what serves then is looked at
+				f.rotated = cmp.Or(f.rotated, err)
+			}
+			if f.rotated != nil {
+				r.o.Log.Warn("no other version could be had for an incident", "incident", i.ID, "error", f.rotated)
 			}
 		}
 	}
@@ -91,6 +131,11 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 		if pending(i, "revoke_tokens") {
 			w := r.withdraw(ctx, i.Clients)
 			f.withdrawn = &w
+			if w.Revoked+w.Kept == 0 && !pending(i, "trace_tokens") { // somebody else may have revoked them
+				if t, ok := r.trace(ctx, i); ok {
+					f.traced = &t
+				}
+			}
 		}
 		if !one {
 			rotate()
@@ -137,7 +182,9 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		now.Versions = map[string]string{}
 	}
 	for name, v := range was.Versions {
-		now.Versions[name] = cmp.Or(now.Versions[name], v)
+		if now.Renewed[name] == "" {
+			now.Versions[name] = cmp.Or(now.Versions[name], v)
+		}
 	}
 	if f.traced != nil && pending(now, "trace_tokens") {
 		f.traced.into(now)
@@ -148,7 +195,7 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		switch {
 		case w.Kept > 0 && !w.Possible:
 			result = leak.NotPossible
-		case w.Kept > 0:
+		case w.Kept > 0 || w.Revoked == 0 && f.traced == nil: // if nobody knows what there was, nothing is said of it
 			result = leak.Pending
 		case w.Revoked == 0 && now.Exposure.LastExpiry.After(at) && !f.traced.allRevoked(at):
 			// Their values went with an earlier process: nobody can revoke them.
@@ -156,9 +203,32 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		}
 		changed = outcome(now, "revoke_tokens", result, detail, at) || changed
 	}
+	switch { // a person has to make or ask for another; follow sees that it is there
+	case !pending(now, "rotate") || tokenOnly(now):
+	case f.rotated == nil:
+		changed = rotateByHand(r.config.client(now.Clients[0]), now, at) || changed
+	case providers.KindOf(f.rotated).Temporary() || errors.Is(f.rotated, context.DeadlineExceeded):
+		outcome(now, "rotate", leak.Pending, unread, at)
+	default:
+		changed = outcome(now, "rotate", leak.Failed, unread, at) || changed
+	}
 	if changed && !now.Unqueued() {
 		r.revise(now, "")
 	}
+}
+
+// unread is the detail of a rotation that found the secrets manager silent; the
+// issuer reads it, too.
+const unread = "secrets manager"
+
+// rotateByHand says whether the issuer alone can give another secret: then this
+// host cannot rotate it.
+func rotateByHand(c Client, i *leak.Incident, at time.Time) bool {
+	if i.Issuer.Rotation == "by-request" && !c.Keys {
+		return outcome(i, "rotate", leak.NotPossible, i.Issuer.Name, at)
+	}
+	outcome(i, "rotate", leak.Pending, "", at)
+	return false
 }
 
 // revise tells the recipients again, and when the next time is.
@@ -171,13 +241,25 @@ func (r *Responder) revise(i *leak.Incident, why string) {
 	i.Revise(now, why, noMail)
 }
 
-// redact takes live secrets out of what a person typed while no daemon ran.
+// redact takes secrets out of what a person typed while they were not known.
 func (r *Responder) redact(i *leak.Incident) {
-	for _, s := range []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed} {
-		if *s != "" && r.o.Broker.Holds([]byte(*s)) {
+	list := []*string{&i.Happened, &i.Where, &i.FoundBy, &i.DeclaredBy.Claimed}
+	if i.Closing != nil {
+		c := *i.Closing
+		i.Closing = &c
+		list = append(list, &c.By.Claimed, &c.StillValid)
+	}
+	for _, s := range list {
+		if r.holds(*s) {
 			*s = "[removed: it held a secret]"
 		}
 	}
+}
+
+// holds says whether a person's text holds a secret or token, as it was typed
+// or as it would be mailed.
+func (r *Responder) holds(text string) bool {
+	return text != "" && slices.ContainsFunc(append(leak.Forms(text), text), func(s string) bool { return r.o.Broker.Holds([]byte(s)) })
 }
 
 // report composes the newest revision and queues it. The caller holds mu.

@@ -9,6 +9,7 @@
 package response
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"credentialbroker/internal/audit"
@@ -33,19 +35,27 @@ type Responder struct {
 	o    Options
 	book book
 
-	opened chan struct{} // closed when there is an outbox
+	opened  chan struct{}           // closed when there is an outbox
+	posting atomic.Pointer[posting] // nil: there is none
 
 	mu        sync.Mutex // one change of incidents and of what is below at a time
 	config    Config
 	outbox    *leak.Outbox      // nil: no relay was ever configured
 	contained map[string]string // as the Broker has it
 	unheld    bool              // that is not written down twice yet
-	busy      map[string]bool   // incidents whose steps are under way
+	busy      map[string]bool   // incidents whose steps are under way; true: there are more of them since
 	tried     map[string]clock.Reading
 	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
+	leaked    map[string][]string      // versions, by client, as the Broker has them
 	suspected map[string]clock.Reading // by client and cause
 	worked    map[string]string        // versions that have authenticated, by client
 	traces    sync.WaitGroup           // readers of the audit log that took too long
+}
+
+// posting is the outbox, and when a mail in it is late.
+type posting struct {
+	outbox *leak.Outbox
+	late   time.Duration
 }
 
 // Options are what a Responder works with.
@@ -150,6 +160,9 @@ func (r *Responder) SetConfig(c Config) error {
 		}
 	}
 	r.config = c
+	if r.outbox != nil {
+		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter)})
+	}
 	return nil
 }
 
@@ -270,9 +283,33 @@ func (r *Responder) contain() error {
 		failed = errors.Join(failed, fmt.Errorf("incident %s: its record is damaged or gone, and %s stays quarantined: put the record back from a copy; or declare the leak again and remove %s; then start the daemon again",
 			h.Incident, h.Client, h.File))
 	}
+	r.know(list, err == nil)
 	r.contained = now
 	r.o.Broker.Contain(maps.Clone(now))
 	return errors.Join(err, failed)
+}
+
+// know tells the Broker which versions have leaked, so that it can tell whether
+// what comes after them is another secret. Of a list that is not whole it takes
+// what it has. The caller holds mu.
+func (r *Responder) know(list []leak.Incident, whole bool) {
+	now := map[string][]string{}
+	if !whole {
+		maps.Copy(now, r.leaked)
+	}
+	for n := range list {
+		i := &list[n]
+		if i.State == leak.Closed || i.Drill || tokenOnly(i) {
+			continue
+		}
+		for name, version := range i.Versions {
+			if !slices.Contains(now[name], version) {
+				now[name] = append(slices.Clip(now[name]), version)
+			}
+		}
+	}
+	r.leaked = now
+	r.o.Broker.Leaked(now)
 }
 
 // quarantines says whether i keeps its clients from being served.

@@ -44,7 +44,7 @@ func TestIncident(t *testing.T) {
 			t.Fatalf("%d mails", len(mails))
 		}
 
-		_, err = d.r.Release(t.Context(), d.caller, i.ID)
+		_, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{})
 		wantCode(t, err, client.Quarantined, "which has leaked")
 		_, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{})
 		wantCode(t, err, client.InvalidRequest, "which has leaked")
@@ -53,7 +53,7 @@ func TestIncident(t *testing.T) {
 		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err = d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+		if _, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
 			t.Fatal(err)
 		}
 		d.mustGet()
@@ -871,7 +871,7 @@ func TestConfirmQuarantined(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		if _, err := d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
 			t.Fatal(err)
 		}
 		d.mustGet()

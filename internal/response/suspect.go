@@ -116,6 +116,7 @@ func (r *Responder) suspect(detail string, i leak.Incident) (id string) {
 		r.alarm(name, "draft", "", fmt.Sprintf("a suspicion could not be recorded (%v): %s", err, detail))
 		return ""
 	}
+	_, _ = r.book.List() // so that the status has it
 	if i.State == leak.Draft {
 		r.note(&i, "suspected", nil)
 		r.alarm(name, "draft", i.ID, "a leak is suspected: broker leak show "+i.ID+": "+detail)

@@ -142,7 +142,7 @@ func TestReleasedAtRest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.r.Release(t.Context(), d.caller, i.ID); err != nil {
+		if _, err := d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(second); err == nil {

@@ -1,7 +1,6 @@
 package response
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -49,23 +48,27 @@ type Summary struct {
 // left; counts are of all, by their state; mails are those of the outbox, by
 // theirs, and late: those that should have been taken by now, whether they are
 // in the outbox or could not be put there.
+// It tells what the last change or look has left, and waits for no disk.
 func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
 	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
-	for _, d := range r.deliveries("") {
-		mails[string(d.State)]++
-	}
 	late := map[string]int{}
-	r.mu.Lock()
-	after := cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)
-	mailing := r.outbox != nil // else a person writes
-	if mailing {
-		for _, d := range r.outbox.Undelivered(after) {
+	after, mailing := undeliveredAfter, false // without an outbox a person writes
+	if o := r.posting.Load(); o != nil {
+		after, mailing = o.late, true
+		for _, d := range o.outbox.Deliveries("") {
+			mails[string(d.State)]++
+		}
+		for _, d := range o.outbox.Undelivered(after) {
 			late[d.Incident]++
 		}
 	}
-	r.mu.Unlock()
-	list, _ := r.book.List()
+	var list []leak.Incident
+	if last := r.book.last.Load(); last != nil {
+		list = *last
+	} else {
+		list, _ = r.book.List()
+	}
 	for _, i := range list {
 		counts[string(i.State)]++
 		if mailing && i.Unqueued() && r.now().Sub(i.Revisions[len(i.Revisions)-1].At) >= after {
@@ -162,7 +165,8 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 		add("%s must issue a new secret. Until it revokes the old one, whoever has it can use the API.", i.Issuer.Name)
 	case i.Issuer.Rotation == "by-request":
 		add("%s must issue a new secret; quarantine stops the API until then.", i.Issuer.Name)
-	case one.Keys:
+	}
+	if one.Keys && !tokenOnly(i) {
 		add("Make a new key: broker keys rotate %s.", name)
 	}
 	if !tokenOnly(i) {

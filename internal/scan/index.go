@@ -342,6 +342,27 @@ func (x *Index) Confirm(c Candidate) []Match {
 	return list
 }
 
+// Holds says whether a value that is known, live or retired, stands in text.
+func (x *Index) Holds(text []byte) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.expire()
+	found := map[*value]Match{}
+	for _, h := range x.hashers {
+		for at := 0; at+h.width <= len(text); at++ {
+			for _, p := range x.windows[h.strong(text[at:])] {
+				if p.form.width == h.width {
+					x.compare(text, at-p.form.core, p, found)
+				}
+			}
+			if len(found) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // compare says in best if p's form stands at start, unless a longer one does.
 func (x *Index) compare(text []byte, start int, p place, best map[*value]Match) {
 	end := start + p.form.length

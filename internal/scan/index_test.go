@@ -396,3 +396,25 @@ func (x *Index) Len() (live, retired int) {
 	}
 	return live, retired
 }
+
+// Whole values are found in a text, in any form, live and retired; their parts
+// are not.
+func TestIndexHolds(t *testing.T) {
+	x := NewIndex(IndexConfig{})
+	for version, value := range map[string]string{"1": "a-long-secret-of-the-first-version-0123456789", "2": "short-99"} {
+		if err := x.Add(Needle{Client: "vdab", Field: "client_secret", Version: version, Value: secret.FromString(value)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.Retire("vdab", "client_secret", "1")
+	for text, want := range map[string]bool{
+		"": false, "short": false, "short-98": false, "short-99": true, "xshort-99x": true, "a-long-secret-of-the-first-version-012345678": false,
+		"see a-long-secret-of-the-first-version-0123456789.":                                          true,
+		base64.StdEncoding.EncodeToString([]byte("id:a-long-secret-of-the-first-version-0123456789")): true,
+		hex.EncodeToString([]byte("a-long-secret-of-the-first-version-0123456789")):                   true,
+	} {
+		if got := x.Holds([]byte(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
