@@ -343,6 +343,7 @@ func TestUndeliveredIsSeen(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.r.book.forget()
+		time.Sleep(10 * time.Second) // a round
 		if open, _, mails := d.r.Summaries(); len(open) != 1 || open[0].ID != i.ID || open[0].State != "damaged" || open[0].Undelivered != 2 || mails["late"] != 2 {
 			t.Errorf("%+v %v", open, mails)
 		}
@@ -350,6 +351,7 @@ func TestUndeliveredIsSeen(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.r.book.forget()
+		time.Sleep(10 * time.Second) // a round
 		d.relay.breakDown(false)
 		time.Sleep(time.Hour)
 		if open, _, mails := d.r.Summaries(); len(open) != 0 || mails["late"] != 0 {
