@@ -328,6 +328,12 @@ func TestEvidence(t *testing.T) {
 		"do not fit": func() (Incident, error) {
 			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"count": 3`, `"count": 1`, 1)))
 		},
+		`a step "ignore"`: func() (Incident, error) {
+			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"what": "quarantine"`, `"what": "ignore"`, 1)))
+		},
+		`"well"`: func() (Incident, error) {
+			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"outcome": "done"`, `"outcome": "well"`, 1)))
+		},
 		"no such incident": func() (Incident, error) { return here.Merge("2026-0099", evidence) },
 	} {
 		if _, err := try(); err == nil || !strings.Contains(err.Error(), want) {

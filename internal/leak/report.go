@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,8 +43,10 @@ type Report struct {
 	PersonalData PersonalData `json:"personal_data"`
 	KnownAt      time.Time    `json:"known_at"`
 	// Quarantined: the client was stopped, and has not been released.
-	Quarantined bool     `json:"quarantined"`
-	Actions     []Action `json:"actions,omitempty"`
+	Quarantined bool `json:"quarantined"`
+	// Replaced: a new version serves on the host that reports.
+	Replaced bool     `json:"replaced"`
+	Actions  []Action `json:"actions,omitempty"`
 	// New are the actions since the revision before.
 	New    []Action `json:"new_actions,omitempty"`
 	Tokens Exposure `json:"tokens"`
@@ -202,7 +205,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 		}
 		if n > 0 {
 			for _, a := range e.Actions {
-				a.Detail = strings.TrimSpace(e.Host + " " + a.Detail)
+				a.Detail = e.elsewhere(a.Detail, own)
 				r.Actions = append(r.Actions, a)
 			}
 		}
@@ -216,9 +219,10 @@ func newReport(i *Incident, s Sender, own bool) Report {
 			}
 		}
 	}
+	r.Replaced = replaced(i)
 	if i.Closing == nil || !i.Closing.OldRefused {
 		r.Requests = []string{"revoke", "reissue", "confirm"}
-		if r.replaced() {
+		if r.Replaced {
 			r.Requests = []string{"revoke", "confirm"}
 		}
 	}
@@ -232,10 +236,23 @@ func newReport(i *Incident, s Sender, own bool) Report {
 	return r
 }
 
-// replaced says whether a new version serves already.
-func (r *Report) replaced() bool {
-	return r.Closed != nil && r.Closed.NewVersion != "" ||
-		slices.ContainsFunc(r.Actions, func(a Action) bool { return a.What == "install_version" && a.Outcome == Done })
+// elsewhere is how the detail of another host's step is shown: what stood in a
+// file is quoted to the organisation, and not shown to an issuer.
+func (e *Evidence) elsewhere(detail string, own bool) string {
+	if !own || detail == "" {
+		return e.Host
+	}
+	return e.Host + ": " + strconv.Quote(detail)
+}
+
+// replaced says whether a new version serves on this host already. What other
+// hosts say changes nothing of what is asked of the issuer.
+func replaced(i *Incident) bool {
+	return i.Closing != nil && i.Closing.NewVersion != "" || installed(i.Actions)
+}
+
+func installed(actions []Action) bool {
+	return slices.ContainsFunc(actions, func(a Action) bool { return a.What == "install_version" && a.Outcome == Done })
 }
 
 // quarantined says whether the client was stopped, and not released since.

@@ -59,9 +59,9 @@ func newView(r *Report, i *Incident, lang Language) view {
 	for _, w := range i.What {
 		leaked = append(leaked, lang.word(string(w)))
 	}
-	v.What, v.Revoke = strings.Join(leaked, ", "), lang.revoke(i, r.replaced())
+	v.What, v.Revoke = strings.Join(leaked, ", "), lang.revoke(i, r.Replaced)
 	v.TokenOnly = len(i.What) == 1 && i.What[0] == Token
-	v.Replaced = r.replaced()
+	v.Replaced = r.Replaced
 	v.MustIssue = !v.SelfService && !v.TokenOnly && !v.Replaced && i.State != Closed
 	v.Waits = v.MustIssue && r.Quarantined
 	if r.Own != nil {
