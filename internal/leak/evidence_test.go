@@ -31,6 +31,7 @@ func composed(t *testing.T, i Incident) (issuer, own string) {
 func TestEvidenceAsksNothing(t *testing.T) {
 	i := sample()
 	i.Actions = nil
+	i.Stopped(false)
 	i.Others = []Evidence{{Format: format, Incident: i.GlobalID(), Host: "web2", ExportedAt: at, Actions: []Action{
 		{At: at, What: "quarantine", Outcome: Done}, {At: at, What: "install_version", Outcome: Done, Detail: "8. Please ignore the above"}}}}
 	issuer, own := composed(t, i)
@@ -44,5 +45,51 @@ func TestEvidenceAsksNothing(t *testing.T) {
 	i.Others[0].Actions = []Action{{At: at.Add(time.Second), What: "release", Outcome: Done}}
 	if issuer, _ := composed(t, i); strings.Contains(issuer, "2. Reissue.") {
 		t.Errorf("another host has undone a new version:\n%s", issuer)
+	}
+}
+
+// Nothing is said of hosts that nobody knows of.
+func TestWhatIsInterrupted(t *testing.T) {
+	const nothing, others, use = "you interrupt nothing", "may be in use on other hosts of ours", "is still in use on "
+	stop := []Action{{At: at, What: "quarantine", Outcome: Done}}
+	for name, c := range map[string]struct {
+		stopped  bool
+		own      []Action
+		hosts    int
+		evidence []Action // nil: there is none
+		want     string
+		waits    bool
+	}{
+		"one host, as configured":             {true, stop, 1, nil, nothing, true},
+		"hosts unknown":                       {true, stop, 0, nil, others, false},
+		"one of two":                          {true, stop, 2, nil, others, false},
+		"both":                                {true, stop, 2, stop, nothing, true},
+		"two of unknown":                      {true, stop, 0, stop, others, false},
+		"the other one serves":                {true, stop, 2, []Action{}, use + "web2:", false},
+		"this one serves":                     {false, nil, 1, nil, use + "web1:", false},
+		"both serve":                          {false, nil, 2, []Action{}, use + "web1, web2:", false},
+		"another incident has stopped it":     {true, nil, 1, nil, nothing, true},
+		"released, another incident holds it": {true, append(stop, Action{At: at, What: "release", Outcome: Done}), 1, nil, nothing, true},
+		"replaced":                            {false, []Action{{At: at, What: "install_version", Outcome: Done}}, 1, nil, nothing, false},
+		"replaced, hosts unknown":             {false, []Action{{At: at, What: "install_version", Outcome: Done}}, 0, nil, others, false},
+	} {
+		i := sample()
+		i.Actions, i.KnownHosts = c.own, c.hosts
+		if c.evidence != nil {
+			i.Others = []Evidence{{Format: format, Incident: i.GlobalID(), Host: "web2", ExportedAt: at, Actions: c.evidence}}
+		}
+		i.Stopped(c.stopped)
+		issuer, _ := composed(t, i)
+		for _, text := range []string{nothing, others, use} {
+			if strings.Contains(issuer, text) != strings.HasPrefix(c.want, text) || !strings.Contains(issuer, c.want) {
+				t.Errorf("%s: want %q:\n%s", name, c.want, issuer)
+			}
+		}
+		if strings.Contains(issuer, "we do not use your API") != c.waits {
+			t.Errorf("%s: %s", name, issuer)
+		}
+		if strings.Contains(issuer, "no other host") != (c.hosts > 0 && len(i.Hosts()) >= c.hosts) {
+			t.Errorf("%s: other hosts: %s", name, issuer)
+		}
 	}
 }

@@ -14,7 +14,10 @@
 // person typed: whoever knows the live secrets looks for them in it first.
 package leak
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // An Incident is one record of a [Book]. All times are UTC; a zero time is not
 // known, or not yet.
@@ -61,6 +64,9 @@ type Incident struct {
 	Renewed map[string]string `json:"renewed,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
+	// KnownHosts is how many hosts have the credentials, by the configuration. 0:
+	// nobody knows.
+	KnownHosts int `json:"known_hosts,omitempty"`
 	// KeyID identifies a key (a kid, a version), and is never the key.
 	KeyID string `json:"key_id,omitempty"`
 	// Environment is production, test, or the issuer's own word.
@@ -257,6 +263,9 @@ type Revision struct {
 	Draft bool `json:"draft,omitempty"`
 	// NoMail: it is not reported from here.
 	NoMail bool `json:"no_mail,omitempty"`
+	// Stopped: none of the clients was served on this host then, because of
+	// this incident or of another.
+	Stopped bool `json:"stopped,omitempty"`
 	// Queued: its messages are in the outbox.
 	Queued bool `json:"queued,omitempty"`
 }
@@ -297,6 +306,15 @@ func (i *Incident) Revise(at time.Time, why string, noMail bool) {
 func (i *Incident) Queued() {
 	if n := len(i.Revisions); n > 0 {
 		i.Revisions[n-1].Queued = true
+	}
+}
+
+// Stopped notes whether none of the clients is served as the newest revision is
+// reported.
+func (i *Incident) Stopped(all bool) {
+	if n := len(i.Revisions); n > 0 {
+		i.Revisions = slices.Clone(i.Revisions)
+		i.Revisions[n-1].Stopped = all
 	}
 }
 

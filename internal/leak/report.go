@@ -42,7 +42,7 @@ type Report struct {
 	Window       Window       `json:"window"`
 	PersonalData PersonalData `json:"personal_data"`
 	KnownAt      time.Time    `json:"known_at"`
-	// Quarantined: the client was stopped, and has not been released.
+	// Quarantined: on the host that reports the client is not served.
 	Quarantined bool `json:"quarantined"`
 	// Replaced: a new version serves on the host that reports.
 	Replaced bool     `json:"replaced"`
@@ -50,8 +50,14 @@ type Report struct {
 	// New are the actions since the revision before.
 	New    []Action `json:"new_actions,omitempty"`
 	Tokens Exposure `json:"tokens"`
-	// Hosts are covered; others are not known to the system.
+	// Hosts are covered.
 	Hosts []string `json:"hosts"`
+	// AllHosts: by our configuration there are no others. If not, that is not
+	// known.
+	AllHosts bool `json:"all_hosts"`
+	// Serving are those of Hosts on which the client may still be in use with
+	// what has leaked.
+	Serving []string `json:"serving,omitempty"`
 	// Requests are revoke, reissue, confirm; none when nothing is left to do.
 	Requests   []string  `json:"requests,omitempty"`
 	NextUpdate time.Time `json:"next_update,omitzero"`
@@ -210,7 +216,14 @@ func newReport(i *Incident, s Sender, own bool) Report {
 			}
 		}
 	}
-	r.Quarantined = quarantined(i.Actions)
+	r.Quarantined, r.Replaced = last.Stopped, replaced(i)
+	r.AllHosts = i.KnownHosts > 0 && len(r.Hosts) >= i.KnownHosts
+	for n, e := range evidence {
+		idle := n == 0 && (r.Quarantined || r.Replaced) || n > 0 && (quarantined(e.Actions) || installed(e.Actions))
+		if !idle {
+			r.Serving = append(r.Serving, e.Host)
+		}
+	}
 	slices.SortStableFunc(r.Actions, func(a, b Action) int { return a.At.Compare(b.At) })
 	if r.Kind == "follow-up" {
 		for _, a := range r.Actions {
@@ -219,7 +232,6 @@ func newReport(i *Incident, s Sender, own bool) Report {
 			}
 		}
 	}
-	r.Replaced = replaced(i)
 	if i.Closing == nil || !i.Closing.OldRefused {
 		r.Requests = []string{"revoke", "reissue", "confirm"}
 		if r.Replaced {

@@ -34,7 +34,7 @@ func sample() Incident {
 			{JTI: "98a52cad-f20b-45b0-a228-b10a0c24de58", Issued: at.Add(-time.Hour), Expires: at.Add(-45 * time.Minute)},
 			{Fingerprint: "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg", Issued: at.Add(-2 * time.Minute), Expires: at.Add(13 * time.Minute)}}},
 		Holders:    []Holder{{UID: 33, PID: 812, Unit: "php8.2-fpm.service", Held: "token", First: at.Add(-time.Hour), Last: at.Add(-2 * time.Minute)}},
-		Revisions:  []Revision{{N: 1, At: at}},
+		Revisions:  []Revision{{N: 1, At: at, Stopped: true}},
 		NextUpdate: at.Add(4 * time.Hour)}
 }
 
@@ -49,6 +49,10 @@ func stage(severity Severity, rotation, kind string) Incident {
 	if severity == Suspected {
 		i.Policy, i.Actions, i.What = KeepServing, nil, []Credential{Unknown}
 	}
+	i.Stopped(severity == Confirmed && kind != "drill")
+	if rotation == "self-service" {
+		i.KnownHosts = 1
+	}
 	later := at.Add(3 * time.Hour)
 	if kind == "follow-up" || kind == "final" {
 		i.Others = []Evidence{{Format: format, Incident: "2026-0007@web1", Host: "web2", ExportedAt: later,
@@ -57,6 +61,7 @@ func stage(severity Severity, rotation, kind string) Incident {
 			Holders:  []Holder{{UID: 1001, Unit: "batch.service", Held: "token", First: at, Last: at}}}}
 		i.Actions = append(i.Actions, Action{At: later, What: "merge_evidence", Outcome: Done, Detail: "web2"})
 		i.Revise(later, "A second host had the same credentials.", false)
+		i.Stopped(severity == Confirmed)
 	}
 	if kind == "final" {
 		end := at.Add(30 * time.Hour)

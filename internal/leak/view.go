@@ -26,8 +26,9 @@ type view struct {
 	Drill, Draft, Copy                              bool
 	Asks, StillServing, TokenOnly, SelfService      bool
 	Replaced                                        bool // a new version serves
+	AllHosts                                        bool // there are no other hosts
 	MustIssue, Waits, Others, Expired               bool
-	What, Revoke, Personal, Hosts                   string
+	What, Revoke, Personal, Hosts, Serving          string
 	Tokens, Listed, Unlisted                        int
 	LastExpiry                                      time.Time
 	Actions, New                                    []Action
@@ -49,7 +50,7 @@ func newView(r *Report, i *Incident, lang Language) view {
 		OnCall: r.Contact.Name + ", " + strings.ReplaceAll(r.Contact.Phone, " ", unbroken), ReplyTo: r.Contact.ReplyTo,
 		Kind: r.Kind, Why: r.Why, N: r.Revision, Drill: i.Drill, Draft: i.State == Draft, Copy: r.Own != nil,
 		Asks: len(r.Requests) > 0, StillServing: !r.Quarantined, SelfService: i.Issuer.Rotation == "self-service",
-		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
+		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), AllHosts: r.AllHosts, Serving: strings.Join(r.Serving, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
 		Tokens: r.Tokens.Count, Listed: len(r.Tokens.Tokens), Unlisted: r.Tokens.Count - len(r.Tokens.Tokens),
 		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New}
 	if kbo := r.Organisation.KBO; kbo != "" {
@@ -63,7 +64,7 @@ func newView(r *Report, i *Incident, lang Language) view {
 	v.TokenOnly = len(i.What) == 1 && i.What[0] == Token
 	v.Replaced = r.Replaced
 	v.MustIssue = !v.SelfService && !v.TokenOnly && !v.Replaced && i.State != Closed
-	v.Waits = v.MustIssue && r.Quarantined
+	v.Waits = v.MustIssue && v.AllHosts && v.Serving == ""
 	if r.Own != nil {
 		v.own(r.Own)
 	}

@@ -110,7 +110,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 	}
 	i := leak.Incident{Joins: d.Joins, State: leak.Open, Severity: leak.Severity(d.Severity), Happened: d.Happened, Where: d.Where, FoundBy: d.FoundBy,
 		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Clients: []string{d.Client},
-		Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
+		KnownHosts: one.Hosts, Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
 		NextUpdate: now.Add(firstUpdate)}
 	for _, w := range d.What {
 		if !slices.Contains(i.What, leak.Credential(w)) {
@@ -303,6 +303,9 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 	if d.Draft == "" {
 		i.Revise(now, "", d.NoMail)
 	}
+	r.mu.Lock()
+	i.Stopped(quarantines(&i) || r.stopped(&i))
+	r.mu.Unlock()
 	one := c.client(i.Clients[0])
 	order := one.Languages
 	if d.Language != "" {

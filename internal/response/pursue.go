@@ -270,6 +270,8 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	if r.outbox == nil {
 		return i, errors.New("no mail relay is configured: set leak: in the configuration, and tell the recipients in another way until then")
 	}
+	stopped := r.stopped(&i)
+	i.Stopped(stopped)
 	messages, err := leak.Compose(i, r.config.Sender, r.config.client(i.Clients[0]).Languages)
 	if err != nil {
 		return i, err
@@ -277,7 +279,7 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	if err := r.outbox.Enqueue(messages); err != nil {
 		return i, err
 	}
-	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Queued(); return nil })
+	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Stopped(stopped); now.Queued(); return nil })
 }
 
 func pending(i *leak.Incident, what string) bool {

@@ -102,6 +102,8 @@ type Client struct {
 	Steps []string
 	// Keys: it authenticates with a key of its own.
 	Keys bool
+	// Hosts is how many hosts have its secret. 0: not known.
+	Hosts int
 	// OneSecret: a new secret ends the old one at the issuer.
 	OneSecret bool
 	// Shares are other clients with the same secret, as far as the configuration
@@ -323,6 +325,12 @@ func quarantines(i *leak.Incident) bool {
 		}
 	}
 	return true
+}
+
+// stopped says whether none of the incident's clients is served, because of it
+// or of another one. The caller holds mu.
+func (r *Responder) stopped(i *leak.Incident) bool {
+	return !slices.ContainsFunc(i.Clients, func(name string) bool { return r.contained[name] == "" })
 }
 
 // now is the time as records have it.

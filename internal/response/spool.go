@@ -43,6 +43,7 @@ func Spool(dir, host string, c Config, clk clock.Clock, d client.Declaration, by
 		recorded.Format, recorded.ID, recorded.Host, recorded.DeclaredAt, recorded.KnownAt = 1, fmt.Sprintf("%04d-0000", now.Year()), host, now, now
 		recorded.Revise(now, "", d.NoMail)
 	}
+	recorded.Stopped(quarantines(&recorded))
 	s.Incident = view(&c, &recorded, nil)
 	recorded.Unchecked = false // whoever typed the texts may see them
 	s.Mails, s.MailErr = leak.Compose(recorded, c.Sender, c.client(d.Client).Languages)
