@@ -93,3 +93,30 @@ func TestWhatIsInterrupted(t *testing.T) {
 		}
 	}
 }
+
+// Whom to call is who declared it, too, as given, in both languages; new
+// credentials are for the contact of the configuration alone.
+func TestWhoDeclaredCanBeCalled(t *testing.T) {
+	i := sample()
+	i.Stopped(false)
+	for claimed, shown := range map[string]bool{"Jan Peeters, +32 470 00 00 00": true, "Jan Peeters": false, "": false} {
+		i.DeclaredBy.Claimed = claimed
+		messages, err := Compose(i, sender(), []Language{Dutch, English})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, attached := flat(messages[0].Body), string(parse(t, messages[0].Data).report)
+		for _, want := range []string{"(Jan Peeters, +32 470 00 00 00, of Wachtdienst, +32 2 000 00 00)", "(Jan Peeters, +32 470 00 00 00, or Wachtdienst, +32 2 000 00 00)",
+			"wie dit meldde: Jan Peeters, +32 470 00 00 00 ", "can be called too: Jan Peeters, +32 470 00 00 00 "} {
+			if strings.Contains(text, want) != shown {
+				t.Errorf("%q: %q:\n%s", claimed, want, text)
+			}
+		}
+		if strings.Contains(attached, `"declared_by": "Jan`) != shown || strings.Contains(text, "Jan") != shown {
+			t.Errorf("%q: %s", claimed, attached)
+		}
+		if !strings.Contains(text, "nobody but our contact, Wachtdienst, +32 2 000 00 00. Never") {
+			t.Errorf("credentials go to somebody else:\n%s", text)
+		}
+	}
+}

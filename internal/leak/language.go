@@ -59,6 +59,7 @@ func (l Language) word(code string) string {
 		"not_known":                     {"niet bekend", "not known"},
 		"goes_on":                       {"nog aan de gang, of niet bekend", "it goes on, or is not known"},
 		"nobody":                        {"niemand", "nobody"},
+		"or":                            {"of", "or"},
 		"claims":                        {"zegt te zijn:", "claims to be:"},
 		"kbo":                           {"KBO-nummer", "enterprise number (KBO)"},
 		"production":                    {"productie", "production"}, //nolint:misspell // Dutch

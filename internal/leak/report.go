@@ -82,6 +82,9 @@ type Contact struct {
 	Name    string `json:"name"`
 	Phone   string `json:"phone"`
 	ReplyTo string `json:"reply_to"`
+	// DeclaredBy can be called too: name and number of who declared it, as
+	// given. New credentials are for the contact alone.
+	DeclaredBy string `json:"declared_by,omitempty"`
 }
 
 // A Sender is who reports.
@@ -185,7 +188,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 	last := i.Revisions[len(i.Revisions)-1]
 	r := Report{Format: "credential-broker-incident-report/1", Incident: i.GlobalID(), Revision: last.N, Kind: "follow-up",
 		Drill: i.Drill, Draft: i.State == Draft, ReportedAt: last.At, Why: last.Why, Organisation: s.Organisation,
-		Contact: Contact{s.Name, s.Phone, s.ReplyTo}, Issuer: i.Issuer.Name, ClientID: i.ClientID, KeyID: i.KeyID, Environment: i.Environment,
+		Contact: Contact{s.Name, s.Phone, s.ReplyTo, i.DeclaredBy.caller()}, Issuer: i.Issuer.Name, ClientID: i.ClientID, KeyID: i.KeyID, Environment: i.Environment,
 		Severity: i.Severity, What: i.What, Happened: i.Happened, Where: i.Where, Window: i.Window, PersonalData: i.PersonalData,
 		KnownAt: i.KnownAt, Actions: slices.Clone(i.Actions), Hosts: i.Hosts(), NextUpdate: i.NextUpdate, Closed: i.Closing}
 	first, before := i.first(own), time.Time{}
@@ -276,6 +279,15 @@ func quarantined(actions []Action) bool {
 		}
 	}
 	return stopped
+}
+
+// caller is who can be called, by what was claimed: not somebody who gave no
+// number.
+func (d *Declarer) caller() string {
+	if !strings.ContainsAny(d.Claimed, "0123456789") {
+		return ""
+	}
+	return d.Claimed
 }
 
 // first is the number of the first revision that a role was mailed.

@@ -21,6 +21,7 @@ type view struct {
 	lang Language
 
 	ID, Host, Issuer, Org, OrgFull, OnCall, ReplyTo string
+	Caller, Call                                    string // who declared it, with a number; whom to call: that one or the duty
 	Kind, Why                                       string // first, follow-up or final; what is new
 	N                                               int
 	Drill, Draft, Copy                              bool
@@ -53,6 +54,10 @@ func newView(r *Report, i *Incident, lang Language) view {
 		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), AllHosts: r.AllHosts, Serving: strings.Join(r.Serving, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
 		Tokens: r.Tokens.Count, Listed: len(r.Tokens.Tokens), Unlisted: r.Tokens.Count - len(r.Tokens.Tokens),
 		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New}
+	v.Call = v.OnCall
+	if v.Caller = r.Contact.DeclaredBy; v.Caller != "" {
+		v.Call = v.Caller + ", " + lang.word("or") + " " + v.OnCall
+	}
 	if kbo := r.Organisation.KBO; kbo != "" {
 		v.OrgFull += ", " + lang.word("kbo") + " " + kbo
 	}
