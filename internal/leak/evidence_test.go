@@ -120,3 +120,45 @@ func TestWhoDeclaredCanBeCalled(t *testing.T) {
 		}
 	}
 }
+
+// What was not looked for is not said to be nothing.
+func TestNotDetermined(t *testing.T) {
+	i := sample()
+	i.Exposure, i.Holders, i.ClientID = Exposure{}, nil, ""
+	for _, looked := range []bool{true, false} {
+		i.Actions = []Action{{At: at, What: "trace_tokens", Outcome: map[bool]Outcome{true: Done, false: Pending}[looked]}}
+		issuer, own := composed(t, i)
+		if strings.Contains(issuer, "No tokens were issued") != looked || strings.Contains(own, "nobody, as far") != looked ||
+			strings.Contains(issuer, "issued on web1 has not been determined yet.") == looked || strings.Contains(own, "on web1: not determined yet") == looked {
+			t.Errorf("looked for: %t:\n%s\n%s", looked, issuer, own)
+		}
+	}
+	if issuer, _ := composed(t, i); !strings.Contains(issuer, "Client id not known") {
+		t.Errorf("%s", issuer)
+	}
+	i.Others = []Evidence{{Format: format, Incident: i.GlobalID(), Host: "web2", ExportedAt: at, Exposure: Exposure{Count: 1, LastExpiry: at, Tokens: []IssuedToken{{JTI: "x"}}}}}
+	if issuer, _ := composed(t, i); !strings.Contains(issuer, "1 token was issued.") || !strings.Contains(issuer, "issued on web1 has not been determined yet.") {
+		t.Errorf("%s", issuer)
+	}
+}
+
+// What a person sends speaks of no attachment, and says what is missing.
+func TestByHand(t *testing.T) {
+	i := sample()
+	i.ID, i.ClientID = "2026-0000", ""
+	messages, err := ComposeByHand(i, sender(), []Language{Dutch, English})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "by-hand", messages[0].Subject+"\n\n"+messages[0].Body)
+	for _, m := range messages {
+		for _, wrong := range []string{"2026-0000", "bijlage", "attachment", "automati"} {
+			if strings.Contains(m.Body+m.Subject, wrong) && !m.Copy {
+				t.Errorf("%q in\n%s\n%s", wrong, m.Subject, m.Body)
+			}
+		}
+		if !strings.Contains(m.Body, "FILL IN") || !strings.Contains(m.Body, "IN TE VULLEN") {
+			t.Errorf("%s", m.Body)
+		}
+	}
+}

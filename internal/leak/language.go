@@ -58,6 +58,8 @@ func (l Language) word(code string) string {
 		"in_brussels":                   {"in Brussel", "in Brussels"},
 		"not_known":                     {"niet bekend", "not known"},
 		"goes_on":                       {"nog aan de gang, of niet bekend", "it goes on, or is not known"},
+		"unnumbered":                    {"(nog zonder nummer)", "(not numbered yet)"},
+		"fill_in":                       {"IN TE VULLEN", "FILL IN"},
 		"nobody":                        {"niemand", "nobody"},
 		"or":                            {"of", "or"},
 		"claims":                        {"zegt te zijn:", "claims to be:"},

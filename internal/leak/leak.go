@@ -209,6 +209,9 @@ type Exposure struct {
 	Tokens []IssuedToken `json:"tokens,omitempty"`
 	// LastExpiry is when the last of all of them ends.
 	LastExpiry time.Time `json:"last_expiry,omitzero"`
+	// LogBegins is when the log that tells this begins, if that is after the
+	// window does: what was issued before is not known.
+	LogBegins time.Time `json:"log_begins,omitzero"`
 }
 
 // Add counts a token, and lists it while there is room.

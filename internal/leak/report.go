@@ -50,6 +50,9 @@ type Report struct {
 	// New are the actions since the revision before.
 	New    []Action `json:"new_actions,omitempty"`
 	Tokens Exposure `json:"tokens"`
+	// Traced: the host that reports has looked for its tokens in the audit log.
+	// If not, they are not known yet.
+	Traced bool `json:"traced"`
 	// Hosts are covered.
 	Hosts []string `json:"hosts"`
 	// AllHosts: by our configuration there are no others. If not, that is not
@@ -114,6 +117,17 @@ type Message struct {
 // same bytes. languages says which come in the text, in this order. A revision
 // that is not mailed has no messages.
 func Compose(i Incident, s Sender, languages []Language) ([]Message, error) {
+	return composeAll(i, s, languages, false)
+}
+
+// ComposeByHand makes the messages for a person to send: the text speaks of no
+// attachment, and says what has to be filled in. An incident whose number ends
+// in 0000 is not recorded, and the text gives none.
+func ComposeByHand(i Incident, s Sender, languages []Language) ([]Message, error) {
+	return composeAll(i, s, languages, true)
+}
+
+func composeAll(i Incident, s Sender, languages []Language, byHand bool) ([]Message, error) {
 	if s.ReplyTo == "" {
 		s.ReplyTo = s.From
 	}
@@ -149,7 +163,7 @@ func Compose(i Incident, s Sender, languages []Language) ([]Message, error) {
 				continue
 			}
 			seen[strings.ToLower(a)] = true
-			m, err := compose(&i, s, languages, a, to.copies)
+			m, err := compose(&i, s, languages, a, to.copies, byHand)
 			if err != nil {
 				return nil, fmt.Errorf("incident %s: the mail to %s: %w", i.ID, a, err)
 			}
@@ -212,6 +226,9 @@ func newReport(i *Incident, s Sender, own bool) Report {
 		if e.Exposure.LastExpiry.After(r.Tokens.LastExpiry) {
 			r.Tokens.LastExpiry = e.Exposure.LastExpiry
 		}
+		if e.Exposure.LogBegins.After(r.Tokens.LogBegins) {
+			r.Tokens.LogBegins = e.Exposure.LogBegins
+		}
 		if n > 0 {
 			for _, a := range e.Actions {
 				a.Detail = e.elsewhere(a.Detail, own)
@@ -219,10 +236,10 @@ func newReport(i *Incident, s Sender, own bool) Report {
 			}
 		}
 	}
-	r.Quarantined, r.Replaced = last.Stopped, replaced(i)
+	r.Quarantined, r.Replaced, r.Traced = last.Stopped, replaced(i), done(i.Actions, "trace_tokens")
 	r.AllHosts = i.KnownHosts > 0 && len(r.Hosts) >= i.KnownHosts
 	for n, e := range evidence {
-		idle := n == 0 && (r.Quarantined || r.Replaced) || n > 0 && (quarantined(e.Actions) || installed(e.Actions))
+		idle := n == 0 && (r.Quarantined || r.Replaced) || n > 0 && (quarantined(e.Actions) || done(e.Actions, "install_version"))
 		if !idle {
 			r.Serving = append(r.Serving, e.Host)
 		}
@@ -263,11 +280,11 @@ func (e *Evidence) elsewhere(detail string, own bool) string {
 // replaced says whether a new version serves on this host already. What other
 // hosts say changes nothing of what is asked of the issuer.
 func replaced(i *Incident) bool {
-	return i.Closing != nil && i.Closing.NewVersion != "" || installed(i.Actions)
+	return i.Closing != nil && i.Closing.NewVersion != "" || done(i.Actions, "install_version")
 }
 
-func installed(actions []Action) bool {
-	return slices.ContainsFunc(actions, func(a Action) bool { return a.What == "install_version" && a.Outcome == Done })
+func done(actions []Action, what string) bool {
+	return slices.ContainsFunc(actions, func(a Action) bool { return a.What == what && a.Outcome == Done })
 }
 
 // quarantined says whether the client was stopped, and not released since.
@@ -300,12 +317,12 @@ func (i *Incident) first(own bool) int {
 	return 0
 }
 
-func compose(i *Incident, s Sender, languages []Language, to string, own bool) (Message, error) {
+func compose(i *Incident, s Sender, languages []Language, to string, own, byHand bool) (Message, error) {
 	r := newReport(i, s, own)
 	m := Message{Incident: i.ID, Revision: r.Revision, Recipient: to, Copy: own, From: s.From,
 		ID: messageID(i, r.Revision, to, s.From), Subject: subject(&r, i.ID, languages)}
 	for n, l := range languages {
-		text, err := l.text("", newView(&r, i, l))
+		text, err := l.text("", newView(&r, i, l, byHand))
 		if err != nil {
 			return Message{}, err
 		}
@@ -351,6 +368,10 @@ func messageID(i *Incident, revision int, to, from string) string {
 	return fmt.Sprintf("<%s.%d.%s@%s>", i.ID, revision, hex.EncodeToString(sum[:8]), domain(from))
 }
 
+// unnumbered says whether the incident is not recorded: no record has this
+// number.
+func unnumbered(id string) bool { return strings.HasSuffix(id, "-0000") }
+
 // subject tells nothing that a passer-by should not read.
 func subject(r *Report, id string, languages []Language) string {
 	var words []string
@@ -371,6 +392,9 @@ func subject(r *Report, id string, languages []Language) string {
 		}
 	}
 	text := fmt.Sprintf("[incident %s] %s", id, strings.Join(words, " / "))
+	if unnumbered(id) {
+		text = "[incident] " + strings.Join(words, " / ")
+	}
 	if r.Drill {
 		text = "[OEFENING / DRILL] " + text
 	}

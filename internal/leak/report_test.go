@@ -29,7 +29,7 @@ func sample() Incident {
 		Clients: []string{"vdab", "vdab-batch"}, ClientID: "kCVy8fpVSU50zFzi8TIC", KeyID: "version 7", Environment: "production",
 		Issuer:       Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example", "security@issuer.example"}, Rotation: "by-request"},
 		Organisation: Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, CopyTo: []string{"security@corp.example"}, Policy: Quarantine,
-		Actions: []Action{{At: at, What: "quarantine", Outcome: Done}, {At: at.Add(time.Second), What: "revoke_tokens", Outcome: NotPossible}},
+		Actions: []Action{{At: at, What: "quarantine", Outcome: Done}, {At: at.Add(time.Second), What: "trace_tokens", Outcome: Done, Detail: "3"}, {At: at.Add(time.Second), What: "revoke_tokens", Outcome: NotPossible}},
 		Exposure: Exposure{Count: 3, LastExpiry: at.Add(13 * time.Minute), Tokens: []IssuedToken{
 			{JTI: "98a52cad-f20b-45b0-a228-b10a0c24de58", Issued: at.Add(-time.Hour), Expires: at.Add(-45 * time.Minute)},
 			{Fingerprint: "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg", Issued: at.Add(-2 * time.Minute), Expires: at.Add(13 * time.Minute)}}},
@@ -47,7 +47,8 @@ func stage(severity Severity, rotation, kind string) Incident {
 	i := sample()
 	i.Severity, i.Issuer.Rotation = severity, rotation
 	if severity == Suspected {
-		i.Policy, i.Actions, i.What = KeepServing, nil, []Credential{Unknown}
+		i.Policy, i.Actions, i.What = KeepServing, i.Actions[1:2], []Credential{Unknown}
+		i.Exposure.LogBegins = at.Add(-2 * time.Hour)
 	}
 	i.Stopped(severity == Confirmed && kind != "drill")
 	if rotation == "self-service" {

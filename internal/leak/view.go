@@ -28,6 +28,9 @@ type view struct {
 	Asks, StillServing, TokenOnly, SelfService      bool
 	Replaced                                        bool // a new version serves
 	AllHosts                                        bool // there are no other hosts
+	Traced, ByHand                                  bool
+	ClientID                                        string
+	LogBegins                                       time.Time
 	MustIssue, Waits, Others, Expired               bool
 	What, Revoke, Personal, Hosts, Serving          string
 	Tokens, Listed, Unlisted                        int
@@ -46,14 +49,25 @@ const unbroken = "\u00a0"
 
 const mostShown = 40 // holders in the text; the attachment has them all
 
-func newView(r *Report, i *Incident, lang Language) view {
+func newView(r *Report, i *Incident, lang Language, byHand bool) view {
 	v := view{I: i, lang: lang, ID: i.ID, Host: i.Host, Issuer: i.Issuer.Name, Org: r.Organisation.Name, OrgFull: r.Organisation.Name,
 		OnCall: r.Contact.Name + ", " + strings.ReplaceAll(r.Contact.Phone, " ", unbroken), ReplyTo: r.Contact.ReplyTo,
 		Kind: r.Kind, Why: r.Why, N: r.Revision, Drill: i.Drill, Draft: i.State == Draft, Copy: r.Own != nil,
 		Asks: len(r.Requests) > 0, StillServing: !r.Quarantined, SelfService: i.Issuer.Rotation == "self-service",
 		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), AllHosts: r.AllHosts, Serving: strings.Join(r.Serving, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
 		Tokens: r.Tokens.Count, Listed: len(r.Tokens.Tokens), Unlisted: r.Tokens.Count - len(r.Tokens.Tokens),
-		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New}
+		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New,
+		Traced: r.Traced, ByHand: byHand, LogBegins: r.Tokens.LogBegins, ClientID: r.ClientID}
+	if unnumbered(i.ID) {
+		v.ID = lang.word("unnumbered")
+	}
+	switch {
+	case v.ClientID != "":
+	case byHand:
+		v.ClientID = lang.word("fill_in")
+	default:
+		v.ClientID = lang.word("not_known")
+	}
 	v.Call = v.OnCall
 	if v.Caller = r.Contact.DeclaredBy; v.Caller != "" {
 		v.Call = v.Caller + ", " + lang.word("or") + " " + v.OnCall
