@@ -202,6 +202,12 @@ const (
 	NotPossible Outcome = "not_possible"
 )
 
+// Why a revocation is not possible: details that are translated.
+const (
+	NoRevocation = "no_revocation" // the issuer offers none, or not to this client
+	ValuesGone   = "values_gone"   // this process never had the tokens
+)
+
 // Exposure is which tokens were issued in the window.
 type Exposure struct {
 	Count int `json:"count"`

@@ -126,7 +126,7 @@ func (v *view) own(o *Own) {
 // text runs a template of the language, and wraps what comes out.
 func (l Language) text(name string, data any) (string, error) {
 	t, err := template.New(string(l)+".txt").Funcs(template.FuncMap{
-		"when": l.when, "word": l.word, "upper": strings.ToUpper, "quote": quote,
+		"when": l.when, "word": l.word, "detail": l.Detail, "upper": strings.ToUpper, "quote": quote,
 		"row": func(label, value string) string {
 			if value == "" {
 				value = "-"

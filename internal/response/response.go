@@ -45,11 +45,12 @@ type Responder struct {
 	unheld    bool              // that is not written down twice yet
 	busy      map[string]bool   // incidents whose steps are under way; true: there are more of them since
 	tried     map[string]clock.Reading
-	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
-	leaked    map[string][]string      // versions, by client, as the Broker has them
-	suspected map[string]clock.Reading // by client and cause
-	worked    map[string]string        // versions that have authenticated, by client
-	traces    sync.WaitGroup           // readers of the audit log that took too long
+	alarmed   map[string]clock.Reading          // what was an alarm lately: messages by Message-ID, incidents
+	leaked    map[string][]string               // versions, by client, as the Broker has them
+	suspected map[string]clock.Reading          // by client and cause
+	worked    map[string]string                 // versions that have authenticated, by client
+	ids       atomic.Pointer[map[string]string] // client_id by client; it is replaced whole
+	traces    sync.WaitGroup                    // readers of the audit log that took too long
 }
 
 // posting is the outbox, and when a mail in it is late.
@@ -134,6 +135,8 @@ func New(o Options, c Config) (*Responder, error) {
 	}
 	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
 		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
+	ids := readIDs(o.Dir)
+	r.ids.Store(&ids)
 	return r, r.SetConfig(c)
 }
 
