@@ -1,6 +1,8 @@
 package leak
 
 import (
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -159,6 +161,71 @@ func TestByHand(t *testing.T) {
 		}
 		if !strings.Contains(m.Body, "FILL IN") || !strings.Contains(m.Body, "IN TE VULLEN") {
 			t.Errorf("%s", m.Body)
+		}
+	}
+}
+
+// Hosts at the bounds of a record make a message that the outbox takes, and that
+// says what it leaves out.
+func TestMessagesAreBounded(t *testing.T) {
+	for name, text := range map[string]string{"plain": strings.Repeat("x", lineText), "escaped": strings.Repeat("<", lineText)} { // < is six bytes of JSON
+		for _, more := range []int{3, mostItems} {
+			if (more > 3) != (name == "plain") {
+				continue // one of long lists, one of many hosts
+			}
+			i := sample()
+			i.Issuer.Contacts = i.Issuer.Contacts[:1]
+			e := Evidence{Format: format, Incident: i.GlobalID(), ExportedAt: at, Exposure: Exposure{LastExpiry: at}}
+			for range mostTokens {
+				e.Exposure.Add(IssuedToken{JTI: text, Fingerprint: text, Expires: at})
+			}
+			for range mostItems {
+				e.Holders = append(e.Holders, Holder{Unit: text, Held: text})
+				e.Actions = append(e.Actions, Action{At: at, What: "quarantine", Outcome: Done, Detail: text})
+			}
+			i.Exposure, i.Holders = e.Exposure, e.Holders
+			i.Happened, i.Where = strings.Repeat(text, 14)[:longText], text
+			for range mostItems - 10 {
+				i.Actions = append(i.Actions, Action{At: at, What: "remind", Outcome: Done, Detail: text})
+			}
+			if more > 3 { // hosts without number have nothing else
+				e.Exposure, e.Holders, e.Actions = Exposure{}, nil, nil
+			}
+			for n := range more {
+				e.Host = fmt.Sprintf("%s-%d", strings.Repeat("h", 200), n)
+				i.Others = append(i.Others, e)
+			}
+			i.Revise(at, strings.Repeat(text, 14)[:longText], false)
+			messages, err := Compose(i, sender(), []Language{Dutch, English})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range messages {
+				kept, err := json.Marshal(item{Message: m})
+				if err != nil || len(kept) > mostBytes-64<<10 {
+					t.Errorf("%s, %d hosts, to %s: %d bytes, %v", name, more, m.Recipient, len(kept), err)
+				}
+				text := flat(m.Body)
+				if !strings.Contains(text, "earlier steps: in our record") || m.Copy && !strings.Contains(text, "more: in the record") {
+					t.Errorf("%s: what is left out is not said", name)
+				}
+				if n := strings.Count(text, "reminder: the old"); n > 2*mostShown {
+					t.Errorf("%s: %d steps in the text", name, n)
+				}
+				var r Report
+				if err := json.Unmarshal(parse(t, m.Data).report, &r); err != nil || r.Tokens.Count < mostTokens || more == 3 && r.More == 0 {
+					t.Errorf("%s: %v, %d tokens, %d more steps", name, err, r.Tokens.Count, r.More)
+				}
+				if r.Own != nil {
+					total := r.Own.MoreHolders
+					for _, e := range r.Own.Evidence {
+						total += len(e.Holders)
+					}
+					if want := mostItems * (1 + len(i.Others)); more == 3 && total != want {
+						t.Errorf("%s: %d holders, want %d", name, total, want)
+					}
+				}
+			}
 		}
 	}
 }

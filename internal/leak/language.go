@@ -74,6 +74,7 @@ func (l Language) word(code string) string {
 		"unnumbered":                    {"(nog zonder nummer)", "(not numbered yet)"},
 		"fill_in":                       {"IN TE VULLEN", "FILL IN"},
 		"nobody":                        {"niemand", "nobody"},
+		"and_more":                      {"en nog", "and others:"},
 		"or":                            {"of", "or"},
 		"claims":                        {"zegt te zijn:", "claims to be:"},
 		"kbo":                           {"KBO-nummer", "enterprise number (KBO)"},

@@ -47,6 +47,8 @@ type Report struct {
 	// Replaced: a new version serves on the host that reports.
 	Replaced bool     `json:"replaced"`
 	Actions  []Action `json:"actions,omitempty"`
+	// More is how many earlier actions only the record has.
+	More int `json:"more_actions,omitempty"`
 	// New are the actions since the revision before.
 	New    []Action `json:"new_actions,omitempty"`
 	Tokens Exposure `json:"tokens"`
@@ -78,6 +80,8 @@ type Own struct {
 	DeclaredBy Declarer   `json:"declared_by"`
 	FoundBy    string     `json:"found_by,omitempty"`
 	Evidence   []Evidence `json:"evidence"` // of each host, this one first
+	// MoreHolders is how many only the record has.
+	MoreHolders int `json:"more_holders,omitempty"`
 }
 
 // Contact is whom the issuer calls.
@@ -321,6 +325,10 @@ func compose(i *Incident, s Sender, languages []Language, to string, own, byHand
 	r := newReport(i, s, own)
 	m := Message{Incident: i.ID, Revision: r.Revision, Recipient: to, Copy: own, From: s.From,
 		ID: messageID(i, r.Revision, to, s.From), Subject: subject(&r, i.ID, languages)}
+	attached, err := attach(&r)
+	if err != nil {
+		return Message{}, err
+	}
 	for n, l := range languages {
 		text, err := l.text("", newView(&r, i, l, byHand))
 		if err != nil {
@@ -330,10 +338,6 @@ func compose(i *Incident, s Sender, languages []Language, to string, own, byHand
 			m.Body += "\n" + strings.Repeat("=", 72) + "\n\n"
 		}
 		m.Body += text
-	}
-	attached, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return Message{}, err
 	}
 	sum := sha256.Sum256([]byte(m.ID))
 	msg := mail.NewMsg(mail.WithNoDefaultUserAgent(), mail.WithBoundary("incident-"+hex.EncodeToString(sum[:12])))
@@ -359,6 +363,40 @@ func compose(i *Incident, s Sender, languages []Language, to string, own, byHand
 	}
 	m.Data = b.Bytes()
 	return m, nil
+}
+
+// mostAttached keeps a message within what a relay, and the outbox, takes.
+const mostAttached = 1 << 20 // bytes
+
+// attach is the report's JSON. Where it is too long, r names fewer tokens,
+// holders and steps, in all, and says how many there are beside them.
+func attach(r *Report) ([]byte, error) {
+	for most := mostTokens; ; most /= 2 {
+		data, err := json.MarshalIndent(r, "", "  ")
+		if err != nil || len(data) <= mostAttached || most == 0 {
+			return data, err
+		}
+		r.cut(most)
+	}
+}
+
+func (r *Report) cut(most int) {
+	r.Tokens.Tokens = r.Tokens.Tokens[:min(most, len(r.Tokens.Tokens))]
+	r.More += max(0, len(r.Actions)-most)
+	r.Actions = r.Actions[max(0, len(r.Actions)-most):]
+	r.New = r.New[max(0, len(r.New)-most):]
+	if r.Own == nil {
+		return
+	}
+	tokens, holders, actions := most, most, most
+	for n := range r.Own.Evidence {
+		e := &r.Own.Evidence[n]
+		e.Exposure.Tokens = e.Exposure.Tokens[:min(tokens, len(e.Exposure.Tokens))]
+		r.Own.MoreHolders += max(0, len(e.Holders)-holders)
+		e.Holders = e.Holders[:min(holders, len(e.Holders))]
+		e.Actions = e.Actions[:min(actions, len(e.Actions))]
+		tokens, holders, actions = tokens-len(e.Exposure.Tokens), holders-len(e.Holders), actions-len(e.Actions)
+	}
 }
 
 // messageID is the same for each copy of a message, and another for each host,

@@ -41,23 +41,26 @@ type view struct {
 	Clients, Declarer, ToIssuer, ToCopy, Clocks string
 	Holders                                     []string
 	MoreHolders                                 int
+	MoreActions                                 int
 }
 
 // unbroken is a space at which no line is broken: in a telephone number or a
 // date. A plain one is sent.
 const unbroken = "\u00a0"
 
-const mostShown = 40 // holders in the text; the attachment has them all
+const mostShown = 40 // holders, steps and hosts in the text
 
 func newView(r *Report, i *Incident, lang Language, byHand bool) view {
 	v := view{I: i, lang: lang, ID: i.ID, Host: i.Host, Issuer: i.Issuer.Name, Org: r.Organisation.Name, OrgFull: r.Organisation.Name,
 		OnCall: r.Contact.Name + ", " + strings.ReplaceAll(r.Contact.Phone, " ", unbroken), ReplyTo: r.Contact.ReplyTo,
 		Kind: r.Kind, Why: r.Why, N: r.Revision, Drill: i.Drill, Draft: i.State == Draft, Copy: r.Own != nil,
 		Asks: len(r.Requests) > 0, StillServing: !r.Quarantined, SelfService: i.Issuer.Rotation == "self-service",
-		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), AllHosts: r.AllHosts, Serving: strings.Join(r.Serving, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
+		Others: len(r.Hosts) > 1, Hosts: names(r.Hosts, lang), AllHosts: r.AllHosts, Serving: names(r.Serving, lang), Personal: lang.word("personal_" + string(i.PersonalData)),
 		Tokens: r.Tokens.Count, Listed: len(r.Tokens.Tokens), Unlisted: r.Tokens.Count - len(r.Tokens.Tokens),
 		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New,
 		Traced: r.Traced, ByHand: byHand, LogBegins: r.Tokens.LogBegins, ClientID: r.ClientID}
+	v.MoreActions = r.More + max(0, len(v.Actions)-mostShown)
+	v.Actions, v.New = v.Actions[max(0, len(v.Actions)-mostShown):], v.New[max(0, len(v.New)-mostShown):]
 	if unnumbered(i.ID) {
 		v.ID = lang.word("unnumbered")
 	}
@@ -90,7 +93,15 @@ func newView(r *Report, i *Incident, lang Language, byHand bool) view {
 	return v
 }
 
+func names(hosts []string, lang Language) string {
+	if more := len(hosts) - mostShown; more > 0 {
+		return fmt.Sprintf("%s, %s %d", strings.Join(hosts[:mostShown], ", "), lang.word("and_more"), more)
+	}
+	return strings.Join(hosts, ", ")
+}
+
 func (v *view) own(o *Own) {
+	v.MoreHolders = o.MoreHolders
 	v.Clients = strings.Join(o.Clients, ", ")
 	v.ToIssuer, v.ToCopy = strings.Join(v.I.Issuer.Contacts, ", "), strings.Join(v.I.CopyTo, ", ")
 	if v.Drill || v.Draft {
