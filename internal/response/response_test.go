@@ -715,6 +715,7 @@ func TestDamaged(t *testing.T) {
 	inDesk(t, func(d *desk) {
 		t := d.t
 		i := d.declare(confirmed("quarantine"))
+		time.Sleep(time.Second) // nobody is writing it
 		if err := os.WriteFile(filepath.Join(d.dir, "incidents", i.ID+".json"), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -62,8 +62,8 @@ func Spool(dir, host string, c Config, clk clock.Clock, d client.Declaration, by
 // is not determined yet.
 func (s *Spooled) Look() error {
 	i := s.record
-	i.Unchecked = false // whoever typed the texts may see them
-	if t, err := looking(filepath.Join(s.dir, "audit"), &i, s.clock.Now().Wall)(); err == nil {
+	i.Unchecked = false                                                                                               // whoever typed the texts may see them
+	if t, err := looking(filepath.Join(s.dir, "audit"), &i, s.clock.Now().Wall)(); err == nil && !t.Begins.IsZero() { // an empty log tells nothing
 		t.into(&i)
 		i.Actions = slices.Clone(i.Actions)
 		if !outcome(&i, "trace_tokens", leak.Done, fmt.Sprint(i.Exposure.Count), i.DeclaredAt) {
