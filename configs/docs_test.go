@@ -145,3 +145,35 @@ func TestIntakeExample(t *testing.T) {
 		t.Errorf("%v\n%s", err, block)
 	}
 }
+
+// TestLeakExample loads what docs/leaks.md says to configure, as an operator
+// would who copies it.
+func TestLeakExample(t *testing.T) {
+	text, err := os.ReadFile("../docs/leaks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, found := strings.Cut(string(text), "```yaml\nleak:\n  organisation:")
+	example, _, closed := strings.Cut("leak:\n  organisation:"+example, "```")
+	if !found || !closed {
+		t.Fatal("docs/leaks.md has no example")
+	}
+	c, err := load(t, map[string]string{"broker.yaml": corp + example})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := c.Clients["vdab"]
+	if one.Leak.Confirmed != "quarantine" || one.Leak.Suspected != "keep-serving" || len(one.LeakContacts) == 0 || one.Hosts != 1 || c.Leak.OnCall.Phone == "" || len(c.Leak.CopyTo) != 1 {
+		t.Errorf("%+v, %+v", c.Leak, one)
+	}
+}
+
+// LeakContacts are what a person gets who has no configuration.
+func TestLeakContacts(t *testing.T) {
+	for _, c := range LeakContacts() {
+		if c.Issuer == "VDAB" && slices.Contains(c.Addresses, "ict_iam@vdab.be") && slices.Contains(c.Addresses, "security@vdab.be") {
+			return
+		}
+	}
+	t.Errorf("%+v", LeakContacts())
+}

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -51,6 +52,30 @@ func Presets() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// A Contact is where an issuer is told of a leak.
+type Contact struct {
+	Issuer    string
+	Addresses []string
+}
+
+// LeakContacts are the issuers of the presets whose addresses for a leak are
+// known, by name.
+func LeakContacts() []Contact {
+	var all []Contact
+	for _, name := range Presets() {
+		p, err := readPreset(newReport(), name)
+		if err != nil || len(p.settings.LeakContacts) == 0 { // each is tested
+			continue
+		}
+		c := Contact{cmp.Or(p.settings.IssuerName, p.Title), p.settings.LeakContacts}
+		if !slices.ContainsFunc(all, func(o Contact) bool { return o.Issuer == c.Issuer && slices.Equal(o.Addresses, c.Addresses) }) {
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(a, b Contact) int { return cmp.Compare(a.Issuer, b.Issuer) })
+	return all
 }
 
 // Show prints a preset, every value with its source, as text or as one JSON

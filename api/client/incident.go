@@ -141,6 +141,12 @@ type Incident struct {
 	Clocks []string `json:"clocks,omitempty"`
 	// Mails are what is sent: in a dry run and where it is asked for, whole.
 	Mails []Mail `json:"mails,omitempty"`
+	// Missing is what a person has to fill in, or to configure, before the mails
+	// are complete; of a dry run.
+	Missing []string `json:"missing,omitempty"`
+	// Unrecorded is, of a dry run, what a person has to send and do if the
+	// incident cannot be recorded: then nothing was done.
+	Unrecorded *Incident `json:"unrecorded,omitempty"`
 	// Record is the whole record, for programs; absent in a list.
 	Record json.RawMessage `json:"record,omitempty"`
 }

@@ -264,6 +264,7 @@ func leakPreview(s *sockets) *cobra.Command {
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), i)
 			}
+			printMissing(cmd.OutOrStdout(), i)
 			printMails(cmd.OutOrStdout(), i.Mails)
 			return nil
 		}}

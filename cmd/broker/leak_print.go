@@ -16,6 +16,7 @@ func printPlan(out io.Writer, i *client.Incident) {
 	if len(i.Mails) == 0 {
 		fmt.Fprintln(out, "Nothing is sent from here.")
 	}
+	printMissing(out, i)
 	printMails(out, i.Mails)
 	heading(out, "What will be done to "+strings.Join(i.Clients, ", "))
 	if len(i.Done) == 0 {
@@ -55,20 +56,35 @@ func printUnrecorded(out io.Writer, plan *client.Incident, reason string, known 
 	} else {
 		fmt.Fprintf(out, "IT IS NOT KNOWN WHETHER THIS WAS RECORDED: %s\nIf broker leak list does not show it, do it by hand, now.\n", reason)
 	}
+	if plan != nil { // what was planned has not happened
+		plan = plan.Unrecorded
+	}
 	heading(out, "1. Send this from your own mailbox")
 	if plan == nil || len(plan.Mails) == 0 {
 		fmt.Fprintln(out, "The daemon cannot say what it would send. Write to the issuer's addresses for leaks (broker presets show NAME) and\n"+
 			"your own security contact: whose credentials, which client id, since when, what you ask for (revoke, reissue), your\n"+
 			"name and telephone number. Never the secret or a token.")
 	} else {
+		printMissing(out, plan)
 		printMails(out, plan.Mails)
 	}
 	heading(out, "2. Stop the tokens, if that is what you want")
-	fmt.Fprintln(out, "systemctl stop credential-broker stops all hand-outs of this host, of every client; tokens that are out live on.")
+	fmt.Fprintln(out, "This stops all hand-outs of this host, of every client; tokens that are out live on:\n"+
+		"  systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker.service")
 	if plan != nil {
 		printRest(out, plan)
 	}
 	fmt.Fprintln(out, "\nThen try again: broker leak declare")
+}
+
+// printMissing says what the mails lack.
+func printMissing(out io.Writer, i *client.Incident) {
+	for _, what := range i.Missing {
+		fmt.Fprintf(out, "FILL IN: %s\n", what)
+	}
+	if len(i.Missing) > 0 {
+		fmt.Fprintln(out)
+	}
 }
 
 // printMails shows each text once, with all who get it.

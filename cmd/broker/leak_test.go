@@ -153,6 +153,14 @@ func (d *incidentsOf) declare(w client.Declaration) (client.Incident, error) {
 	i := incidentOf(w)
 	if w.DryRun {
 		i.ID, i.Global, i.Declared = "", "", time.Time{}
+		unrecorded := incidentOf(w)
+		for n := range unrecorded.Mails {
+			unrecorded.Mails[n].Text += "Nothing was done.\n"
+		}
+		i.Unrecorded, unrecorded.Missing, unrecorded.ByHand = &unrecorded, []string{"the client id of vdab"}, []string{"Ask VDAB for a new secret, now."}
+		if w.Client == "mkp" {
+			i.Missing = []string{"the mail relay"}
+		}
 	}
 	return i, nil
 }

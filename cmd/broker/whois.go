@@ -27,8 +27,8 @@ func whoisCommand(s *sockets) *cobra.Command {
 			}
 			return nil
 		},
-		Long: "Read a token, or the fingerprint of one, from standard input, and say from the audit log of this host whose it is,\n" +
-			"when it was issued, who got it, and whether it is still valid.\n\n" +
+		Long: "Read a token, or the fingerprint or jti of one, from standard input, and say from the audit log of this host whose\n" +
+			"it is, when it was issued, who got it, and whether it is still valid.\n\n" +
 			"A token that the log does not know is judged by the daemon: if it carries the signature of a client's issuer, and\n" +
 			"this host certainly never issued it, somebody else may have the client's secret; then there is a draft of an\n" +
 			"incident, and your organisation's own contacts are told. With --client the client's issuer is asked about the token,\n" +
@@ -63,7 +63,7 @@ func readToken(ctx context.Context, in *os.File, prompt io.Writer) (string, erro
 	}
 	defer show()
 	if isTerminal(in) {
-		fmt.Fprint(prompt, "Token or fingerprint; nothing shows > ")
+		fmt.Fprint(prompt, "Token, fingerprint or jti; nothing shows > ")
 	}
 	line, err := readLine(ctx, in)
 	given := strings.TrimSpace(line)
@@ -83,9 +83,9 @@ func readToken(ctx context.Context, in *os.File, prompt io.Writer) (string, erro
 	return given, nil
 }
 
-// askWhois takes what was given for a token, and if no such token is known, for
-// a fingerprint: 43 characters may be either. What is known as neither is
-// judged as a token.
+// askWhois takes what was given for a token or a jti, which the daemon knows by
+// their fingerprints, and if neither is known, for a fingerprint: 43 characters
+// may be all three. What is known as none is judged as a token.
 func askWhois(ctx context.Context, a *client.Admin, given, name string) (*client.Whois, error) {
 	sum := sha256.Sum256([]byte(given))
 	who, err := a.Whois(ctx, base64.RawURLEncoding.EncodeToString(sum[:]))

@@ -221,7 +221,8 @@ func (s *server) intake(ctx context.Context, name string, in broker.Intake) (cli
 	return out, err
 }
 
-// whois follows a token through the audit log.
+// whois follows a token through the audit log; fingerprint is its own, or that
+// of its jti.
 func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, error) {
 	t, found, err := audit.TraceToken(filepath.Join(s.paths.state, "audit"), fingerprint)
 	switch {
@@ -232,6 +233,7 @@ func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, err
 		return client.Whois{}, &broker.Error{Code: client.NotFound,
 			Detail: "this host's audit log does not know that token: another host or program got it, or it is older than the log"}
 	}
+	fingerprint = cmp.Or(t.Fingerprint, fingerprint)
 	out := client.Whois{Client: t.Client, Version: t.Version, Fingerprint: fingerprint, JTI: t.JTI, Scope: t.Scope,
 		Issued: t.Issued, Expires: t.Expires, Revoked: t.Revoked, Valid: t.Revoked.IsZero() && s.clock.Now().Wall.Before(t.Expires)}
 	for _, c := range s.broker.Status() {

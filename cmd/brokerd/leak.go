@@ -92,7 +92,7 @@ func responseClient(c configs.Client, language string) response.Client {
 	}
 	return response.Client{Issuer: leak.Issuer{Name: cmp.Or(c.IssuerName, issuerHost(c)), Contacts: c.LeakContacts, Rotation: cmp.Or(c.Rotation.Kind, "by-request")},
 		Environment: c.Environment, Languages: order, Confirmed: leak.Policy(c.Leak.Confirmed), Suspected: leak.Policy(c.Leak.Suspected), Automatic: c.Leak.Automatic == "send", Steps: c.Rotation.Steps,
-		Keys: c.ClientAuth == oidc.PrivateKeyJWT, OneSecret: c.Secrets == "one"}
+		Hosts: c.Hosts, Keys: c.ClientAuth == oidc.PrivateKeyJWT, OneSecret: c.Secrets == "one"}
 }
 
 // issuerHost names an issuer that nobody has named; empty: it has no host.

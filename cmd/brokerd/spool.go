@@ -49,8 +49,7 @@ func spool(p paths, in io.Reader, out io.Writer) error {
 	}
 	c, err := configs.Load(p.config, configs.Options{Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), Offline: true})
 	if err != nil {
-		printf(out, "NOT RECORDED: the configuration cannot be used, so that neither the recipients nor the state directory are known.\n"+
-			"Call the issuer, and your own security team, now.\n\n")
+		tellUnknown(out)
 		return err
 	}
 	p.fillState(c)
@@ -62,45 +61,74 @@ func spool(p paths, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	tellSpooled(out, c, d, s)
+	tellRecorded(out, d, s)
+	err = s.Look() // after that: it reads the whole audit log
+	tellSpooled(out, c, d, s.Incident, err)
 	if s.Err != nil {
 		return errUnrecorded
 	}
 	return nil
 }
 
-// tellSpooled says first whether the incident is recorded.
-func tellSpooled(out io.Writer, c *configs.Config, d client.Declaration, s response.Spooled) {
+// stopByHand is what a person does where nothing is contained. The sockets have
+// to go, too: a connection starts the daemon again.
+const stopByHand = "systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker.service"
+
+// tellUnknown is for a configuration that cannot be read: what is known without
+// one.
+func tellUnknown(out io.Writer) {
+	printf(out, "NOT RECORDED: the configuration cannot be used, so that neither the recipients nor the state directory are known.\n"+
+		"Nobody is told, and nothing is stopped, unless you do it. If the configuration is elsewhere, run this again with\n"+
+		"--config FILE, and with --state DIRECTORY if the state is. Else call the issuer, and your own security team, now.\n"+
+		"Hand-outs of this host stop, of every client, and stay so: %s\n\nAddresses for a leak, by what the broker knows of issuers:\n", stopByHand)
+	for _, p := range configs.LeakContacts() {
+		printf(out, "- %s: %s\n", p.Issuer, strings.Join(p.Addresses, ", "))
+	}
+	printf(out, "\n")
+}
+
+// tellRecorded says first whether the incident is recorded.
+func tellRecorded(out io.Writer, d client.Declaration, s *response.Spooled) {
 	switch {
 	case s.Err != nil:
-		printf(out, "NOT RECORDED: %v\nNobody is told, and nothing is stopped, unless you do it: send the mail below, and call.\n\n", s.Err)
+		printf(out, "NOT RECORDED: %v\nNobody is told, and nothing is stopped, unless you do it: send the mail below, and call.\n"+
+			"No daemon runs, so nothing is handed over now. It stays so, for every client of this host, with\n  %s\n\n", s.Err, stopByHand)
 	case d.DryRun:
 		printf(out, "Nothing is recorded: this is what would be.\n\n")
 	default:
 		printf(out, "incident %s: recorded\n\nNo daemon runs: nothing is handed over now. At its next start it contains what is to be contained, and sends\n"+
-			"the mail below. If that is not at once, send it yourself, and call.\n\n", s.Incident.ID)
+			"its mail. If that is not at once, send the one below yourself, and call.\n\n", s.Incident.ID)
 	}
+}
+
+// tellSpooled says whom to tell, and what.
+func tellSpooled(out io.Writer, c *configs.Config, d client.Declaration, i client.Incident, mailErr error) {
 	if l := c.Leak; l != nil {
 		printf(out, "On call for %s: %s, %s\n", l.Organisation.Name, l.OnCall.Name, l.OnCall.Phone)
 	}
 	if one := c.Clients[d.Client]; len(one.LeakContacts) > 0 && !d.NoMail {
 		printf(out, "At the issuer of %s: %s\n", d.Client, strings.Join(one.LeakContacts, ", "))
 	}
-	for _, line := range s.Incident.ByHand {
+	for _, line := range i.ByHand {
 		printf(out, "- %s\n", line)
 	}
-	if s.MailErr != nil {
-		printf(out, "\nThere is no mail: %v\nTell them: client %s, %s, leaked: %s. %s\n", s.MailErr, d.Client, d.Severity, strings.Join(d.What, ", "), d.Happened)
+	if len(i.Mails) > 0 {
+		for _, line := range i.Missing {
+			printf(out, "FILL IN: %s\n", line)
+		}
 	}
-	for n, m := range s.Mails {
-		printf(out, "\n%s\nTo: %s\nSubject: %s\n", strings.Repeat("-", 72), m.Recipient, m.Subject)
-		if n > 0 && m.Copy == s.Mails[n-1].Copy {
+	if mailErr != nil {
+		printf(out, "\nThere is no mail: %v\nTell them: client %s, %s, leaked: %s. %s\n", mailErr, d.Client, d.Severity, strings.Join(d.What, ", "), d.Happened)
+	}
+	for n, m := range i.Mails {
+		printf(out, "\n%s\nTo: %s\nSubject: %s\n", strings.Repeat("-", 72), m.To, m.Subject)
+		if n > 0 && m.Text == i.Mails[n-1].Text {
 			printf(out, "\n(the same text)\n")
 			continue
 		}
-		printf(out, "\n%s", m.Body)
+		printf(out, "\n%s", m.Text)
 	}
-	for _, line := range s.Incident.Clocks {
+	for _, line := range i.Clocks {
 		printf(out, "\n%s\n", line)
 	}
 }

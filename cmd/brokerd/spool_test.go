@@ -49,6 +49,16 @@ func TestSpool(t *testing.T) {
 	if code != exitTryAgain || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "ict_iam@vdab.be") || !strings.Contains(out, "BEVEILIGINGSMELDING") || !strings.Contains(out, "+32 2 000 00 00") {
 		t.Errorf("without a state directory: %d\n%s", code, out)
 	}
+	for _, want := range []string{"systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker.service", "FILL IN: the client id of vdab at VDAB\n", "issued on", "still in use"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	for _, wrong := range []string{"-0000", "you interrupt nothing", "stop the client:", "broker leak close", "No tokens were issued"} {
+		if strings.Contains(out, wrong) {
+			t.Errorf("%q in\n%s", wrong, out)
+		}
+	}
 	if err := os.Mkdir(s.path("state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +85,8 @@ func TestSpool(t *testing.T) {
 	}
 	s.stop(syscall.SIGTERM)
 	s.write("broker.yaml", "clients: {")
-	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") {
+	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "--config FILE") || !strings.Contains(out, "- VDAB: ict_iam@vdab.be, security@vdab.be\n") ||
+		!strings.Contains(out, "systemctl stop credential-broker.socket") {
 		t.Errorf("without a configuration: %d\n%s", code, out)
 	}
 }

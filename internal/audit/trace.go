@@ -3,6 +3,9 @@ package audit
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +23,9 @@ type Trace struct {
 	More   int       // tokens beyond the first 10,000
 	Last   time.Time // when the last of all of them ends; zero: there is none
 	Keys   []Holder  // of API keys
+	// Begins is when the log does: what was before is not known. Zero: there is
+	// no log.
+	Begins time.Time
 }
 
 // A TracedToken is one token, from its issue to its end.
@@ -66,20 +72,58 @@ func TraceClients(dir string, clients []string, from, to time.Time) (Trace, erro
 	err := t.read(dir, from.Add(-maxLife), func(line []byte) bool {
 		return !slices.ContainsFunc(names, func(n []byte) bool { return bytes.Contains(line, n) })
 	}, func(e *Entry) { t.take(e, from, to) })
-	return t.result(from, to), err
+	out := t.result(from, to)
+	if err == nil {
+		out.Begins, err = begins(dir)
+	}
+	return out, err
+}
+
+// begins is the time of the first entry that is kept.
+func begins(dir string) (time.Time, error) {
+	numbers, err := segments(dir)
+	if err != nil || len(numbers) == 0 {
+		return time.Time{}, err
+	}
+	head, err := firstEntry(filepath.Join(dir, segmentName(numbers[0])))
+	return head.Time, err
 }
 
 // TraceToken follows one token through the whole log; found is false if the
-// log does not know it.
+// log does not know it. fingerprint is the token's, or that of its jti, by which
+// issuers name it: of several with that jti, the last.
 func TraceToken(dir, fingerprint string) (token TracedToken, found bool, err error) {
 	t := tracer{tokens: map[string]*TracedToken{}}
-	mark := []byte(`"fingerprint":"` + fingerprint + `"`)
-	err = t.read(dir, time.Time{}, func(line []byte) bool { return !bytes.Contains(line, mark) },
-		func(e *Entry) { t.take(e, time.Time{}, time.Time{}) })
+	mark, id := []byte(`"fingerprint":"`+fingerprint+`"`), ""
+	err = t.read(dir, time.Time{}, func(line []byte) bool { return !bytes.Contains(line, mark) && !namedBy(line, fingerprint) },
+		func(e *Entry) {
+			if e.Fingerprint == fingerprint {
+				t.take(e, time.Time{}, time.Time{})
+			} else if e.Type == TokenMinted {
+				id = e.Fingerprint
+			}
+		})
 	for _, one := range t.tokens {
 		return *one, true, err
 	}
+	if id != "" && id != fingerprint && err == nil {
+		return TraceToken(dir, id)
+	}
 	return TracedToken{}, false, err
+}
+
+// namedBy says whether the first jti in a line has the fingerprint.
+func namedBy(line []byte, fingerprint string) bool {
+	_, value, ok := bytes.Cut(line, []byte(`"jti":`))
+	if !ok {
+		return false
+	}
+	var jti string
+	if err := json.NewDecoder(bytes.NewReader(value)).Decode(&jti); err != nil {
+		return false
+	}
+	sum := sha256.Sum256([]byte(jti))
+	return base64.RawURLEncoding.EncodeToString(sum[:]) == fingerprint
 }
 
 type tracer struct {

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +16,7 @@ func TestTrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := logDir(t)
 		l, stop := start(t, quiet, Options{Dir: dir, Clock: clock.NewBubble()}, nil)
+		begun := time.Now()
 		say := func(e Event) { t.Helper(); record(t, l, e) }
 		who := func(pid int32) *Caller { return &Caller{PID: pid, Start: uint64(pid), UID: 33, Unit: "a.service"} }
 		mint := func(name, fingerprint string) {
@@ -76,6 +79,14 @@ func TestTrace(t *testing.T) {
 		one, found, err := TraceToken(dir, "old")
 		if err != nil || !found || one.Client != "vdab" || len(one.Holders) != 1 || one.Issued.IsZero() || one.Expires.IsZero() {
 			t.Errorf("%+v, %v, %v", one, found, err)
+		}
+		sum := sha256.Sum256([]byte("j-old"))
+		byID, found, err := TraceToken(dir, base64.RawURLEncoding.EncodeToString(sum[:]))
+		if err != nil || !found || byID.Fingerprint != "old" || len(byID.Holders) != 1 {
+			t.Errorf("by jti: %+v, %v, %v", byID, found, err)
+		}
+		if !got.Begins.Equal(begun) {
+			t.Errorf("the log begins at %s, want %s", got.Begins, begun)
 		}
 		if _, found, err := TraceToken(dir, "never"); found || err != nil {
 			t.Errorf("found %v, %v", found, err)

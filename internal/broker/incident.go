@@ -93,6 +93,7 @@ func holds(text, lower []byte, v secret.Secret) bool {
 // Credentials is what names a client's bundle, and is no secret.
 type Credentials struct {
 	ClientID string // at the issuer; empty: not known
+	KeyID    string // of the key that it authenticates with; empty: it has none
 	Version  string // of what serves; empty: nothing does
 	Created  time.Time
 }
@@ -110,7 +111,25 @@ func (b *Broker) Credentials(ctx context.Context, name string) Credentials {
 	}
 	c := Credentials{Version: string(live.Version), Created: live.Created}
 	_ = live.Fields["client_id"].Use(func(id []byte) error { c.ClientID = string(id); return nil })
+	if cl.wants(fieldPrivateKey) {
+		if key, err := cl.publicKey(providers.Bundle{Version: live.Version, Fields: live.Fields}); err == nil {
+			c.KeyID = key.KeyID
+		}
+	}
 	return c
+}
+
+// ClientIDs are the public identifiers of the clients that have a bundle.
+func (b *Broker) ClientIDs() map[string]string {
+	all := map[string]string{}
+	for name, cl := range b.clients.Load().byName {
+		if live := cl.cred.Current(); live != nil {
+			if id := plain(live.Fields["client_id"]); id != "" && printable(id) {
+				all[name] = id
+			}
+		}
+	}
+	return all
 }
 
 // A Withdrawal is what became of a client's tokens.

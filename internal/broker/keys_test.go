@@ -254,3 +254,38 @@ func TestWrongClock(t *testing.T) {
 		})
 	}
 }
+
+// What names a client's key in a report is its kid, as the issuer knows it; the
+// key stays.
+func TestCredentialsNameTheKey(t *testing.T) {
+	inWorld(t, func(w *world) {
+		key, err := keys.Generate("p-256")
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		private, err := key.PEM()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		fields := map[string]secret.Secret{"client_id": secret.FromString(theID), "private_key": private}
+		if _, err := w.store.Put(context.Background(), providers.Ref{Path: "acm"}, fields, ""); err != nil {
+			w.t.Fatal(err)
+		}
+		if id := w.b.Credentials(w.t.Context(), "vdab").KeyID; id != "" {
+			w.t.Errorf("a client with a secret has a key %q", id)
+		}
+		w.with(func(c *Client) {
+			c.Rotation.Spec.Path = "acm"
+			c.Rotation.Required = []string{"client_id", "private_key"}
+			c.Issuer = &oidc.Profile{TokenEndpoint: "https://acm.example/op/v1/token", ClientAuth: oidc.PrivateKeyJWT, Assertion: oidc.Assertion{Audience: "https://acm.example/op"}}
+			c.Transport = (&fake.ACM{}).RoundTripper()
+			c.Headers = nil
+		})
+		if got := w.b.Credentials(w.t.Context(), "vdab"); got.KeyID != key.KeyID() || got.ClientID != theID {
+			w.t.Errorf("%+v, want the key %s", got, key.KeyID())
+		}
+		if ids := w.b.ClientIDs(); ids["vdab"] != theID {
+			w.t.Errorf("%v", ids)
+		}
+	})
+}

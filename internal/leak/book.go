@@ -348,5 +348,5 @@ func parseEvidence(data []byte) (Evidence, error) {
 		return e, errors.New("its counts do not fit its lists")
 	}
 	tidyLists(e.Actions, &e.Exposure, &e.Holders)
-	return e, nil
+	return e, validActions(e.Actions)
 }

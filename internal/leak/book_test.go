@@ -78,7 +78,7 @@ func TestBook(t *testing.T) {
 		i.Revise(at.Add(time.Minute), "more is known", false)
 		return nil
 	})
-	if err != nil || len(changed.Revisions) != 2 || !changed.Unqueued() || changed.Actions[2].What != "rotate[2J" {
+	if err != nil || len(changed.Revisions) != 2 || !changed.Unqueued() || changed.Actions[len(changed.Actions)-1].What != "rotate[2J" {
 		t.Errorf("%v: %+v", err, changed)
 	}
 	if after, err := os.Stat(filepath.Join(dir, "2026-0002.json")); err != nil || os.SameFile(before, after) {
@@ -327,6 +327,12 @@ func TestEvidence(t *testing.T) {
 		},
 		"do not fit": func() (Incident, error) {
 			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"count": 3`, `"count": 1`, 1)))
+		},
+		`a step "ignore"`: func() (Incident, error) {
+			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"what": "quarantine"`, `"what": "ignore"`, 1)))
+		},
+		`"well"`: func() (Incident, error) {
+			return here.Merge(own.ID, []byte(strings.Replace(string(evidence), `"outcome": "done"`, `"outcome": "well"`, 1)))
 		},
 		"no such incident": func() (Incident, error) { return here.Merge("2026-0099", evidence) },
 	} {

@@ -48,9 +48,22 @@ func (l Language) orWord(t time.Time, word string) string {
 	return l.when(t)
 }
 
+// When writes a moment in Belgian time and in UTC, on one line.
+func (l Language) When(t time.Time) string {
+	return strings.ReplaceAll(l.when(t), unbroken, " ")
+}
+
 // Word translates a code of an incident: a step, an outcome, a credential.
 // What it does not know stays as it is.
 func (l Language) Word(code string) string { return l.word(code) }
+
+// Detail is the detail of an action; most of them need no translation.
+func (l Language) Detail(text string) string {
+	if text == NoRevocation || text == ValuesGone {
+		return l.word(text)
+	}
+	return text
+}
 
 // word translates a code; what it does not know stays as it is.
 func (l Language) word(code string) string {
@@ -58,7 +71,11 @@ func (l Language) word(code string) string {
 		"in_brussels":                   {"in Brussel", "in Brussels"},
 		"not_known":                     {"niet bekend", "not known"},
 		"goes_on":                       {"nog aan de gang, of niet bekend", "it goes on, or is not known"},
+		"unnumbered":                    {"(nog zonder nummer)", "(not numbered yet)"},
+		"fill_in":                       {"IN TE VULLEN", "FILL IN"},
 		"nobody":                        {"niemand", "nobody"},
+		"and_more":                      {"en nog", "and others:"},
+		"or":                            {"of", "or"},
 		"claims":                        {"zegt te zijn:", "claims to be:"},
 		"kbo":                           {"KBO-nummer", "enterprise number (KBO)"},
 		"production":                    {"productie", "production"}, //nolint:misspell // Dutch
@@ -82,6 +99,8 @@ func (l Language) word(code string) string {
 		"remove_files":                  {"verwijderen van bestanden met tokens", "remove files with tokens"},
 		"stop_children":                 {"stoppen van processen met tokens", "stop processes with tokens"},
 		"revoke_tokens":                 {"intrekken van tokens bij de uitgever", "revoke tokens at the issuer"},
+		NoRevocation:                    {"de uitgever biedt dat deze client niet", "the issuer does not offer it to this client"},
+		ValuesGone:                      {"de broker is herstart en heeft deze tokens zelf niet meer", "the broker was restarted and no longer has these tokens"},
 		"rotate":                        {"vervangen van de gegevens", "replace the credentials"},
 		"install_version":               {"in gebruik nemen van een nieuwe versie", "take a new version into use"},
 		"confirm_new":                   {"bevestiging door een persoon dat de gegevens vervangen zijn", "a person confirms that the credentials were replaced"},

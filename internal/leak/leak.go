@@ -14,7 +14,10 @@
 // person typed: whoever knows the live secrets looks for them in it first.
 package leak
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // An Incident is one record of a [Book]. All times are UTC; a zero time is not
 // known, or not yet.
@@ -61,6 +64,9 @@ type Incident struct {
 	Renewed map[string]string `json:"renewed,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
+	// KnownHosts is how many hosts have the credentials, by the configuration. 0:
+	// nobody knows.
+	KnownHosts int `json:"known_hosts,omitempty"`
 	// KeyID identifies a key (a kid, a version), and is never the key.
 	KeyID string `json:"key_id,omitempty"`
 	// Environment is production, test, or the issuer's own word.
@@ -196,6 +202,12 @@ const (
 	NotPossible Outcome = "not_possible"
 )
 
+// Why a revocation is not possible: details that are translated.
+const (
+	NoRevocation = "no_revocation" // the issuer offers none, or not to this client
+	ValuesGone   = "values_gone"   // this process never had the tokens
+)
+
 // Exposure is which tokens were issued in the window.
 type Exposure struct {
 	Count int `json:"count"`
@@ -203,6 +215,9 @@ type Exposure struct {
 	Tokens []IssuedToken `json:"tokens,omitempty"`
 	// LastExpiry is when the last of all of them ends.
 	LastExpiry time.Time `json:"last_expiry,omitzero"`
+	// LogBegins is when the log that tells this begins, if that is after the
+	// window does: what was issued before is not known.
+	LogBegins time.Time `json:"log_begins,omitzero"`
 }
 
 // Add counts a token, and lists it while there is room.
@@ -257,6 +272,9 @@ type Revision struct {
 	Draft bool `json:"draft,omitempty"`
 	// NoMail: it is not reported from here.
 	NoMail bool `json:"no_mail,omitempty"`
+	// Stopped: none of the clients was served on this host then, because of
+	// this incident or of another.
+	Stopped bool `json:"stopped,omitempty"`
 	// Queued: its messages are in the outbox.
 	Queued bool `json:"queued,omitempty"`
 }
@@ -297,6 +315,15 @@ func (i *Incident) Revise(at time.Time, why string, noMail bool) {
 func (i *Incident) Queued() {
 	if n := len(i.Revisions); n > 0 {
 		i.Revisions[n-1].Queued = true
+	}
+}
+
+// Stopped notes whether none of the clients is served as the newest revision is
+// reported.
+func (i *Incident) Stopped(all bool) {
+	if n := len(i.Revisions); n > 0 {
+		i.Revisions = slices.Clone(i.Revisions)
+		i.Revisions[n-1].Stopped = all
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,14 +42,27 @@ type Report struct {
 	Window       Window       `json:"window"`
 	PersonalData PersonalData `json:"personal_data"`
 	KnownAt      time.Time    `json:"known_at"`
-	// Quarantined: the client was stopped, and has not been released.
-	Quarantined bool     `json:"quarantined"`
-	Actions     []Action `json:"actions,omitempty"`
+	// Quarantined: on the host that reports the client is not served.
+	Quarantined bool `json:"quarantined"`
+	// Replaced: a new version serves on the host that reports.
+	Replaced bool     `json:"replaced"`
+	Actions  []Action `json:"actions,omitempty"`
+	// More is how many earlier actions only the record has.
+	More int `json:"more_actions,omitempty"`
 	// New are the actions since the revision before.
 	New    []Action `json:"new_actions,omitempty"`
 	Tokens Exposure `json:"tokens"`
-	// Hosts are covered; others are not known to the system.
+	// Traced: the host that reports has looked for its tokens in the audit log.
+	// If not, they are not known yet.
+	Traced bool `json:"traced"`
+	// Hosts are covered.
 	Hosts []string `json:"hosts"`
+	// AllHosts: by our configuration there are no others. If not, that is not
+	// known.
+	AllHosts bool `json:"all_hosts"`
+	// Serving are those of Hosts on which the client may still be in use with
+	// what has leaked.
+	Serving []string `json:"serving,omitempty"`
 	// Requests are revoke, reissue, confirm; none when nothing is left to do.
 	Requests   []string  `json:"requests,omitempty"`
 	NextUpdate time.Time `json:"next_update,omitzero"`
@@ -66,6 +80,8 @@ type Own struct {
 	DeclaredBy Declarer   `json:"declared_by"`
 	FoundBy    string     `json:"found_by,omitempty"`
 	Evidence   []Evidence `json:"evidence"` // of each host, this one first
+	// MoreHolders is how many only the record has.
+	MoreHolders int `json:"more_holders,omitempty"`
 }
 
 // Contact is whom the issuer calls.
@@ -73,6 +89,9 @@ type Contact struct {
 	Name    string `json:"name"`
 	Phone   string `json:"phone"`
 	ReplyTo string `json:"reply_to"`
+	// DeclaredBy can be called too: name and number of who declared it, as
+	// given. New credentials are for the contact alone.
+	DeclaredBy string `json:"declared_by,omitempty"`
 }
 
 // A Sender is who reports.
@@ -102,6 +121,17 @@ type Message struct {
 // same bytes. languages says which come in the text, in this order. A revision
 // that is not mailed has no messages.
 func Compose(i Incident, s Sender, languages []Language) ([]Message, error) {
+	return composeAll(i, s, languages, false)
+}
+
+// ComposeByHand makes the messages for a person to send: the text speaks of no
+// attachment, and says what has to be filled in. An incident whose number ends
+// in 0000 is not recorded, and the text gives none.
+func ComposeByHand(i Incident, s Sender, languages []Language) ([]Message, error) {
+	return composeAll(i, s, languages, true)
+}
+
+func composeAll(i Incident, s Sender, languages []Language, byHand bool) ([]Message, error) {
 	if s.ReplyTo == "" {
 		s.ReplyTo = s.From
 	}
@@ -137,7 +167,7 @@ func Compose(i Incident, s Sender, languages []Language) ([]Message, error) {
 				continue
 			}
 			seen[strings.ToLower(a)] = true
-			m, err := compose(&i, s, languages, a, to.copies)
+			m, err := compose(&i, s, languages, a, to.copies, byHand)
 			if err != nil {
 				return nil, fmt.Errorf("incident %s: the mail to %s: %w", i.ID, a, err)
 			}
@@ -176,7 +206,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 	last := i.Revisions[len(i.Revisions)-1]
 	r := Report{Format: "credential-broker-incident-report/1", Incident: i.GlobalID(), Revision: last.N, Kind: "follow-up",
 		Drill: i.Drill, Draft: i.State == Draft, ReportedAt: last.At, Why: last.Why, Organisation: s.Organisation,
-		Contact: Contact{s.Name, s.Phone, s.ReplyTo}, Issuer: i.Issuer.Name, ClientID: i.ClientID, KeyID: i.KeyID, Environment: i.Environment,
+		Contact: Contact{s.Name, s.Phone, s.ReplyTo, i.DeclaredBy.caller()}, Issuer: i.Issuer.Name, ClientID: i.ClientID, KeyID: i.KeyID, Environment: i.Environment,
 		Severity: i.Severity, What: i.What, Happened: i.Happened, Where: i.Where, Window: i.Window, PersonalData: i.PersonalData,
 		KnownAt: i.KnownAt, Actions: slices.Clone(i.Actions), Hosts: i.Hosts(), NextUpdate: i.NextUpdate, Closed: i.Closing}
 	first, before := i.first(own), time.Time{}
@@ -200,14 +230,24 @@ func newReport(i *Incident, s Sender, own bool) Report {
 		if e.Exposure.LastExpiry.After(r.Tokens.LastExpiry) {
 			r.Tokens.LastExpiry = e.Exposure.LastExpiry
 		}
+		if e.Exposure.LogBegins.After(r.Tokens.LogBegins) {
+			r.Tokens.LogBegins = e.Exposure.LogBegins
+		}
 		if n > 0 {
 			for _, a := range e.Actions {
-				a.Detail = strings.TrimSpace(e.Host + " " + a.Detail)
+				a.Detail = e.elsewhere(a.Detail, own)
 				r.Actions = append(r.Actions, a)
 			}
 		}
 	}
-	r.Quarantined = quarantined(i.Actions)
+	r.Quarantined, r.Replaced, r.Traced = last.Stopped, replaced(i), done(i.Actions, "trace_tokens")
+	r.AllHosts = i.KnownHosts > 0 && len(r.Hosts) >= i.KnownHosts
+	for n, e := range evidence {
+		idle := n == 0 && (r.Quarantined || r.Replaced) || n > 0 && (quarantined(e.Actions) || done(e.Actions, "install_version"))
+		if !idle {
+			r.Serving = append(r.Serving, e.Host)
+		}
+	}
 	slices.SortStableFunc(r.Actions, func(a, b Action) int { return a.At.Compare(b.At) })
 	if r.Kind == "follow-up" {
 		for _, a := range r.Actions {
@@ -218,7 +258,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 	}
 	if i.Closing == nil || !i.Closing.OldRefused {
 		r.Requests = []string{"revoke", "reissue", "confirm"}
-		if r.replaced() {
+		if r.Replaced {
 			r.Requests = []string{"revoke", "confirm"}
 		}
 	}
@@ -232,10 +272,23 @@ func newReport(i *Incident, s Sender, own bool) Report {
 	return r
 }
 
-// replaced says whether a new version serves already.
-func (r *Report) replaced() bool {
-	return r.Closed != nil && r.Closed.NewVersion != "" ||
-		slices.ContainsFunc(r.Actions, func(a Action) bool { return a.What == "install_version" && a.Outcome == Done })
+// elsewhere is how the detail of another host's step is shown: what stood in a
+// file is quoted to the organisation, and not shown to an issuer.
+func (e *Evidence) elsewhere(detail string, own bool) string {
+	if !own || detail == "" {
+		return e.Host
+	}
+	return e.Host + ": " + strconv.Quote(detail)
+}
+
+// replaced says whether a new version serves on this host already. What other
+// hosts say changes nothing of what is asked of the issuer.
+func replaced(i *Incident) bool {
+	return i.Closing != nil && i.Closing.NewVersion != "" || done(i.Actions, "install_version")
+}
+
+func done(actions []Action, what string) bool {
+	return slices.ContainsFunc(actions, func(a Action) bool { return a.What == what && a.Outcome == Done })
 }
 
 // quarantined says whether the client was stopped, and not released since.
@@ -249,6 +302,15 @@ func quarantined(actions []Action) bool {
 	return stopped
 }
 
+// caller is who can be called, by what was claimed: not somebody who gave no
+// number.
+func (d *Declarer) caller() string {
+	if !strings.ContainsAny(d.Claimed, "0123456789") {
+		return ""
+	}
+	return d.Claimed
+}
+
 // first is the number of the first revision that a role was mailed.
 func (i *Incident) first(own bool) int {
 	for _, r := range i.Revisions {
@@ -259,12 +321,16 @@ func (i *Incident) first(own bool) int {
 	return 0
 }
 
-func compose(i *Incident, s Sender, languages []Language, to string, own bool) (Message, error) {
+func compose(i *Incident, s Sender, languages []Language, to string, own, byHand bool) (Message, error) {
 	r := newReport(i, s, own)
 	m := Message{Incident: i.ID, Revision: r.Revision, Recipient: to, Copy: own, From: s.From,
 		ID: messageID(i, r.Revision, to, s.From), Subject: subject(&r, i.ID, languages)}
+	attached, err := attach(&r)
+	if err != nil {
+		return Message{}, err
+	}
 	for n, l := range languages {
-		text, err := l.text("", newView(&r, i, l))
+		text, err := l.text("", newView(&r, i, l, byHand))
 		if err != nil {
 			return Message{}, err
 		}
@@ -272,10 +338,6 @@ func compose(i *Incident, s Sender, languages []Language, to string, own bool) (
 			m.Body += "\n" + strings.Repeat("=", 72) + "\n\n"
 		}
 		m.Body += text
-	}
-	attached, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return Message{}, err
 	}
 	sum := sha256.Sum256([]byte(m.ID))
 	msg := mail.NewMsg(mail.WithNoDefaultUserAgent(), mail.WithBoundary("incident-"+hex.EncodeToString(sum[:12])))
@@ -303,12 +365,50 @@ func compose(i *Incident, s Sender, languages []Language, to string, own bool) (
 	return m, nil
 }
 
+// mostAttached keeps a message within what a relay, and the outbox, takes.
+const mostAttached = 1 << 20 // bytes
+
+// attach is the report's JSON. Where it is too long, r names fewer tokens,
+// holders and steps, in all, and says how many there are beside them.
+func attach(r *Report) ([]byte, error) {
+	for most := mostTokens; ; most /= 2 {
+		data, err := json.MarshalIndent(r, "", "  ")
+		if err != nil || len(data) <= mostAttached || most == 0 {
+			return data, err
+		}
+		r.cut(most)
+	}
+}
+
+func (r *Report) cut(most int) {
+	r.Tokens.Tokens = r.Tokens.Tokens[:min(most, len(r.Tokens.Tokens))]
+	r.More += max(0, len(r.Actions)-most)
+	r.Actions = r.Actions[max(0, len(r.Actions)-most):]
+	r.New = r.New[max(0, len(r.New)-most):]
+	if r.Own == nil {
+		return
+	}
+	tokens, holders, actions := most, most, most
+	for n := range r.Own.Evidence {
+		e := &r.Own.Evidence[n]
+		e.Exposure.Tokens = e.Exposure.Tokens[:min(tokens, len(e.Exposure.Tokens))]
+		r.Own.MoreHolders += max(0, len(e.Holders)-holders)
+		e.Holders = e.Holders[:min(holders, len(e.Holders))]
+		e.Actions = e.Actions[:min(actions, len(e.Actions))]
+		tokens, holders, actions = tokens-len(e.Exposure.Tokens), holders-len(e.Holders), actions-len(e.Actions)
+	}
+}
+
 // messageID is the same for each copy of a message, and another for each host,
 // incident, revision and recipient.
 func messageID(i *Incident, revision int, to, from string) string {
 	sum := sha256.Sum256([]byte(i.Host + "\x00" + strings.ToLower(to)))
 	return fmt.Sprintf("<%s.%d.%s@%s>", i.ID, revision, hex.EncodeToString(sum[:8]), domain(from))
 }
+
+// unnumbered says whether the incident is not recorded: no record has this
+// number.
+func unnumbered(id string) bool { return strings.HasSuffix(id, "-0000") }
 
 // subject tells nothing that a passer-by should not read.
 func subject(r *Report, id string, languages []Language) string {
@@ -330,6 +430,9 @@ func subject(r *Report, id string, languages []Language) string {
 		}
 	}
 	text := fmt.Sprintf("[incident %s] %s", id, strings.Join(words, " / "))
+	if unnumbered(id) {
+		text = "[incident] " + strings.Join(words, " / ")
+	}
 	if r.Drill {
 		text = "[OEFENING / DRILL] " + text
 	}

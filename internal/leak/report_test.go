@@ -29,12 +29,12 @@ func sample() Incident {
 		Clients: []string{"vdab", "vdab-batch"}, ClientID: "kCVy8fpVSU50zFzi8TIC", KeyID: "version 7", Environment: "production",
 		Issuer:       Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example", "security@issuer.example"}, Rotation: "by-request"},
 		Organisation: Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, CopyTo: []string{"security@corp.example"}, Policy: Quarantine,
-		Actions: []Action{{At: at, What: "quarantine", Outcome: Done}, {At: at.Add(time.Second), What: "revoke_tokens", Outcome: NotPossible}},
+		Actions: []Action{{At: at, What: "quarantine", Outcome: Done}, {At: at.Add(time.Second), What: "trace_tokens", Outcome: Done, Detail: "3"}, {At: at.Add(time.Second), What: "revoke_tokens", Outcome: NotPossible}},
 		Exposure: Exposure{Count: 3, LastExpiry: at.Add(13 * time.Minute), Tokens: []IssuedToken{
 			{JTI: "98a52cad-f20b-45b0-a228-b10a0c24de58", Issued: at.Add(-time.Hour), Expires: at.Add(-45 * time.Minute)},
 			{Fingerprint: "n4bQgYhMfWWaL-qgxVrQFaO_TxsrC4Is0V1sFbDwCgg", Issued: at.Add(-2 * time.Minute), Expires: at.Add(13 * time.Minute)}}},
 		Holders:    []Holder{{UID: 33, PID: 812, Unit: "php8.2-fpm.service", Held: "token", First: at.Add(-time.Hour), Last: at.Add(-2 * time.Minute)}},
-		Revisions:  []Revision{{N: 1, At: at}},
+		Revisions:  []Revision{{N: 1, At: at, Stopped: true}},
 		NextUpdate: at.Add(4 * time.Hour)}
 }
 
@@ -47,7 +47,12 @@ func stage(severity Severity, rotation, kind string) Incident {
 	i := sample()
 	i.Severity, i.Issuer.Rotation = severity, rotation
 	if severity == Suspected {
-		i.Policy, i.Actions, i.What = KeepServing, nil, []Credential{Unknown}
+		i.Policy, i.Actions, i.What = KeepServing, i.Actions[1:2], []Credential{Unknown}
+		i.Exposure.LogBegins = at.Add(-2 * time.Hour)
+	}
+	i.Stopped(severity == Confirmed && kind != "drill")
+	if rotation == "self-service" {
+		i.KnownHosts = 1
 	}
 	later := at.Add(3 * time.Hour)
 	if kind == "follow-up" || kind == "final" {
@@ -57,6 +62,7 @@ func stage(severity Severity, rotation, kind string) Incident {
 			Holders:  []Holder{{UID: 1001, Unit: "batch.service", Held: "token", First: at, Last: at}}}}
 		i.Actions = append(i.Actions, Action{At: later, What: "merge_evidence", Outcome: Done, Detail: "web2"})
 		i.Revise(later, "A second host had the same credentials.", false)
+		i.Stopped(severity == Confirmed)
 	}
 	if kind == "final" {
 		end := at.Add(30 * time.Hour)
@@ -235,7 +241,7 @@ func check(t *testing.T, name string, i Incident, m Message, p parsed) {
 	if p.header.Get("In-Reply-To") != thread || p.header.Get("References") != thread {
 		t.Errorf("%s: In-Reply-To %q, want %q", name, p.header.Get("In-Reply-To"), thread)
 	}
-	for _, private := range []string{"php8.2-fpm", "batch.service", "4321", "Jan Peeters", "scanner", "vdab-batch", "GDPR"} {
+	for _, private := range []string{"php8.2-fpm", "batch.service", "4321", "scanner", "vdab-batch", "GDPR"} {
 		if in := strings.Contains(p.text+string(p.report), private); in != m.Copy && (private != "batch.service" || m.Revision > 1) {
 			t.Errorf("%s: %q in the mail to %s: %t", name, private, m.Recipient, in)
 		}

@@ -27,7 +27,10 @@ func clean(s string, n int) string {
 		}
 		return r
 	}, s)
-	s = strings.TrimSpace(regexp.MustCompile(`eyJ[\w-]{5,}\.[\w-]{5,}(\.[\w-]*)?`).ReplaceAllLiteralString(s, removed))
+	if strings.Contains(s, "eyJ") {
+		s = regexp.MustCompile(`eyJ[\w-]{5,}\.[\w-]{5,}(\.[\w-]*)?`).ReplaceAllLiteralString(s, removed)
+	}
+	s = strings.TrimSpace(s)
 	if utf8.RuneCountInString(s) > n {
 		s = string([]rune(s)[:n-1]) + "…"
 	}

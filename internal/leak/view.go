@@ -21,13 +21,18 @@ type view struct {
 	lang Language
 
 	ID, Host, Issuer, Org, OrgFull, OnCall, ReplyTo string
+	Caller, Call                                    string // who declared it, with a number; whom to call: that one or the duty
 	Kind, Why                                       string // first, follow-up or final; what is new
 	N                                               int
 	Drill, Draft, Copy                              bool
 	Asks, StillServing, TokenOnly, SelfService      bool
 	Replaced                                        bool // a new version serves
+	AllHosts                                        bool // there are no other hosts
+	Traced, ByHand                                  bool
+	ClientID                                        string
+	LogBegins                                       time.Time
 	MustIssue, Waits, Others, Expired               bool
-	What, Revoke, Personal, Hosts                   string
+	What, Revoke, Personal, Hosts, Serving          string
 	Tokens, Listed, Unlisted                        int
 	LastExpiry                                      time.Time
 	Actions, New                                    []Action
@@ -36,22 +41,40 @@ type view struct {
 	Clients, Declarer, ToIssuer, ToCopy, Clocks string
 	Holders                                     []string
 	MoreHolders                                 int
+	MoreActions                                 int
 }
 
 // unbroken is a space at which no line is broken: in a telephone number or a
 // date. A plain one is sent.
 const unbroken = "\u00a0"
 
-const mostShown = 40 // holders in the text; the attachment has them all
+const mostShown = 40 // holders, steps and hosts in the text
 
-func newView(r *Report, i *Incident, lang Language) view {
+func newView(r *Report, i *Incident, lang Language, byHand bool) view {
 	v := view{I: i, lang: lang, ID: i.ID, Host: i.Host, Issuer: i.Issuer.Name, Org: r.Organisation.Name, OrgFull: r.Organisation.Name,
 		OnCall: r.Contact.Name + ", " + strings.ReplaceAll(r.Contact.Phone, " ", unbroken), ReplyTo: r.Contact.ReplyTo,
 		Kind: r.Kind, Why: r.Why, N: r.Revision, Drill: i.Drill, Draft: i.State == Draft, Copy: r.Own != nil,
 		Asks: len(r.Requests) > 0, StillServing: !r.Quarantined, SelfService: i.Issuer.Rotation == "self-service",
-		Others: len(r.Hosts) > 1, Hosts: strings.Join(r.Hosts, ", "), Personal: lang.word("personal_" + string(i.PersonalData)),
+		Others: len(r.Hosts) > 1, Hosts: names(r.Hosts, lang), AllHosts: r.AllHosts, Serving: names(r.Serving, lang), Personal: lang.word("personal_" + string(i.PersonalData)),
 		Tokens: r.Tokens.Count, Listed: len(r.Tokens.Tokens), Unlisted: r.Tokens.Count - len(r.Tokens.Tokens),
-		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New}
+		LastExpiry: r.Tokens.LastExpiry, Expired: !r.Tokens.LastExpiry.After(r.ReportedAt), Actions: r.Actions, New: r.New,
+		Traced: r.Traced, ByHand: byHand, LogBegins: r.Tokens.LogBegins, ClientID: r.ClientID}
+	v.MoreActions = r.More + max(0, len(v.Actions)-mostShown)
+	v.Actions, v.New = v.Actions[max(0, len(v.Actions)-mostShown):], v.New[max(0, len(v.New)-mostShown):]
+	if unnumbered(i.ID) {
+		v.ID = lang.word("unnumbered")
+	}
+	switch {
+	case v.ClientID != "":
+	case byHand:
+		v.ClientID = lang.word("fill_in")
+	default:
+		v.ClientID = lang.word("not_known")
+	}
+	v.Call = v.OnCall
+	if v.Caller = r.Contact.DeclaredBy; v.Caller != "" {
+		v.Call = v.Caller + ", " + lang.word("or") + " " + v.OnCall
+	}
 	if kbo := r.Organisation.KBO; kbo != "" {
 		v.OrgFull += ", " + lang.word("kbo") + " " + kbo
 	}
@@ -59,18 +82,26 @@ func newView(r *Report, i *Incident, lang Language) view {
 	for _, w := range i.What {
 		leaked = append(leaked, lang.word(string(w)))
 	}
-	v.What, v.Revoke = strings.Join(leaked, ", "), lang.revoke(i, r.replaced())
+	v.What, v.Revoke = strings.Join(leaked, ", "), lang.revoke(i, r.Replaced)
 	v.TokenOnly = len(i.What) == 1 && i.What[0] == Token
-	v.Replaced = r.replaced()
+	v.Replaced = r.Replaced
 	v.MustIssue = !v.SelfService && !v.TokenOnly && !v.Replaced && i.State != Closed
-	v.Waits = v.MustIssue && r.Quarantined
+	v.Waits = v.MustIssue && v.AllHosts && v.Serving == ""
 	if r.Own != nil {
 		v.own(r.Own)
 	}
 	return v
 }
 
+func names(hosts []string, lang Language) string {
+	if more := len(hosts) - mostShown; more > 0 {
+		return fmt.Sprintf("%s, %s %d", strings.Join(hosts[:mostShown], ", "), lang.word("and_more"), more)
+	}
+	return strings.Join(hosts, ", ")
+}
+
 func (v *view) own(o *Own) {
+	v.MoreHolders = o.MoreHolders
 	v.Clients = strings.Join(o.Clients, ", ")
 	v.ToIssuer, v.ToCopy = strings.Join(v.I.Issuer.Contacts, ", "), strings.Join(v.I.CopyTo, ", ")
 	if v.Drill || v.Draft {
@@ -106,7 +137,7 @@ func (v *view) own(o *Own) {
 // text runs a template of the language, and wraps what comes out.
 func (l Language) text(name string, data any) (string, error) {
 	t, err := template.New(string(l)+".txt").Funcs(template.FuncMap{
-		"when": l.when, "word": l.word, "upper": strings.ToUpper, "quote": quote,
+		"when": l.when, "word": l.word, "detail": l.Detail, "upper": strings.ToUpper, "quote": quote,
 		"row": func(label, value string) string {
 			if value == "" {
 				value = "-"

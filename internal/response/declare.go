@@ -1,6 +1,7 @@
 package response
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -110,7 +111,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 	}
 	i := leak.Incident{Joins: d.Joins, State: leak.Open, Severity: leak.Severity(d.Severity), Happened: d.Happened, Where: d.Where, FoundBy: d.FoundBy,
 		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Clients: []string{d.Client},
-		Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
+		KnownHosts: one.Hosts, Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
 		NextUpdate: now.Add(firstUpdate)}
 	for _, w := range d.What {
 		if !slices.Contains(i.What, leak.Credential(w)) {
@@ -258,10 +259,28 @@ func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
 		if i.Versions[name] == "" && i.Renewed[name] == "" && have.Version != "" && !later {
 			i.Versions[name] = have.Version
 		}
-		if n == 0 && i.ClientID == "" {
-			i.ClientID = have.ClientID
+		if n == 0 {
+			i.ClientID = cmp.Or(i.ClientID, have.ClientID, r.clientIDs()[name])
+			i.KeyID = cmp.Or(i.KeyID, keyID(i, have))
 		}
 	}
+}
+
+// keyID identifies the key that has leaked: by its kid, or, of an API key, which
+// has none, by the secrets manager's name of the version.
+func keyID(i *leak.Incident, have broker.Credentials) string {
+	leaked := func(of ...leak.Credential) bool {
+		return slices.ContainsFunc(i.What, func(w leak.Credential) bool { return slices.Contains(of, w) })
+	}
+	switch {
+	case have.Version == "" || have.Version != i.Versions[i.Clients[0]]:
+		return ""
+	case have.KeyID != "" && leaked(leak.PrivateKey, leak.ManagerLogin, leak.Host, leak.Unknown):
+		return have.KeyID
+	case leaked(leak.APIKey):
+		return "version " + have.Version
+	}
+	return ""
 }
 
 // sharing are the incident's clients and those that share their secrets, the
@@ -303,6 +322,9 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 	if d.Draft == "" {
 		i.Revise(now, "", d.NoMail)
 	}
+	r.mu.Lock()
+	i.Stopped(quarantines(&i) || r.stopped(&i))
+	r.mu.Unlock()
 	one := c.client(i.Clients[0])
 	order := one.Languages
 	if d.Language != "" {
@@ -313,18 +335,25 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 			}
 		}
 	}
-	out := r.view(&i)
-	out.ID, out.Global, out.Record, out.Mails = "", "", nil, nil
-	if len(c.Relays) == 0 {
-		return out, nil
+	unrecorded := undone(i)
+	r.mu.Lock()
+	unrecorded.Stopped(r.stopped(&i))
+	r.mu.Unlock()
+	out, plan := r.view(&i), view(c, &unrecorded, nil)
+	for _, v := range []*client.Incident{&out, &plan} {
+		v.ID, v.Global, v.Record, v.Mails = "", "", nil, nil
 	}
-	messages, err := leak.Compose(i, c.Sender, order)
+	out.Unrecorded = &plan
+	err := byPerson(c, unrecorded, order, &plan)
+	switch {
+	case err != nil:
+	case len(c.Relays) == 0:
+		err = byPerson(c, i, order, &out)
+	default:
+		out.Mails, err = c.mails(leak.Compose(i, c.Sender, order))
+	}
 	if err != nil {
 		return out, &broker.Error{Code: client.InvalidRequest, Detail: err.Error()}
-	}
-	for _, m := range messages {
-		sealing, subject := c.Protection.For(m)
-		out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: subject, Text: m.Body, Signed: sealing.Signed, EncryptedTo: sealing.EncryptedTo})
 	}
 	return out, nil
 }

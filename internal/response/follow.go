@@ -35,6 +35,7 @@ func (r *Responder) round(ctx context.Context) {
 	list, err := r.book.List() // what cannot be read was an alarm at the start
 	r.know(list, err == nil)
 	r.mu.Unlock()
+	r.keepIDs()
 	for n := range list {
 		if ctx.Err() != nil {
 			return

@@ -177,7 +177,7 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 			now.Clients = append(now.Clients, name)
 		}
 	}
-	now.ClientID = cmp.Or(now.ClientID, was.ClientID)
+	now.ClientID, now.KeyID = cmp.Or(now.ClientID, was.ClientID), cmp.Or(now.KeyID, was.KeyID)
 	if now.Versions == nil {
 		now.Versions = map[string]string{}
 	}
@@ -194,12 +194,12 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 		result, detail := leak.Done, fmt.Sprintf("%d/%d", w.Revoked, w.Revoked+w.Kept)
 		switch {
 		case w.Kept > 0 && !w.Possible:
-			result = leak.NotPossible
+			result, detail = leak.NotPossible, leak.NoRevocation
 		case w.Kept > 0 || w.Revoked == 0 && f.traced == nil: // if nobody knows what there was, nothing is said of it
 			result = leak.Pending
 		case w.Revoked == 0 && now.Exposure.LastExpiry.After(at) && !f.traced.allRevoked(at):
 			// Their values went with an earlier process: nobody can revoke them.
-			result, detail = leak.NotPossible, ""
+			result, detail = leak.NotPossible, leak.ValuesGone
 		}
 		changed = outcome(now, "revoke_tokens", result, detail, at) || changed
 	}
@@ -270,6 +270,8 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	if r.outbox == nil {
 		return i, errors.New("no mail relay is configured: set leak: in the configuration, and tell the recipients in another way until then")
 	}
+	stopped := r.stopped(&i)
+	i.Stopped(stopped)
 	messages, err := leak.Compose(i, r.config.Sender, r.config.client(i.Clients[0]).Languages)
 	if err != nil {
 		return i, err
@@ -277,7 +279,7 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	if err := r.outbox.Enqueue(messages); err != nil {
 		return i, err
 	}
-	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Queued(); return nil })
+	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Stopped(stopped); now.Queued(); return nil })
 }
 
 func pending(i *leak.Incident, what string) bool {
@@ -305,20 +307,16 @@ type traced struct{ audit.Trace }
 
 // trace reads the audit log; ok is false if it took too long, or failed.
 func (r *Responder) trace(ctx context.Context, i *leak.Incident) (t traced, ok bool) {
-	to := i.Window.To
-	if to.IsZero() {
-		to = r.now().Add(time.Minute)
-	}
-	from, clients := i.Window.From, slices.Clone(i.Clients)
+	look := looking(r.o.AuditDir, i, r.now())
 	done := make(chan traced, 1)
 	r.traces.Go(func() {
-		t, err := audit.TraceClients(r.o.AuditDir, clients, from, to)
+		t, err := look()
 		if err != nil {
 			r.o.Log.Error("the audit log could not be read for an incident", "error", err)
 			close(done)
 			return
 		}
-		done <- traced{t}
+		done <- t
 	})
 	select {
 	case <-ctx.Done():
@@ -328,9 +326,24 @@ func (r *Responder) trace(ctx context.Context, i *leak.Incident) (t traced, ok b
 	}
 }
 
+// looking reads the audit log in dir for an incident. It keeps nothing of i.
+func looking(dir string, i *leak.Incident, now time.Time) func() (traced, error) {
+	from, to, clients := i.Window.From, i.Window.To, slices.Clone(i.Clients)
+	if to.IsZero() {
+		to = now.Add(time.Minute)
+	}
+	return func() (traced, error) {
+		t, err := audit.TraceClients(dir, clients, from, to)
+		return traced{t}, err
+	}
+}
+
 // into writes what was found into the record.
 func (t traced) into(i *leak.Incident) {
 	i.Exposure, i.Holders = leak.Exposure{}, nil
+	if t.Begins.After(i.Window.From) {
+		i.Exposure.LogBegins = t.Begins.UTC().Truncate(time.Second)
+	}
 	hold := func(held string, h audit.Holder) {
 		i.Holders = append(i.Holders, leak.Holder{UID: h.UID, PID: h.PID, Unit: cmp.Or(h.Unit, h.UserUnit), Held: held, First: h.First, Last: h.Last})
 	}

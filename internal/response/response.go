@@ -45,11 +45,12 @@ type Responder struct {
 	unheld    bool              // that is not written down twice yet
 	busy      map[string]bool   // incidents whose steps are under way; true: there are more of them since
 	tried     map[string]clock.Reading
-	alarmed   map[string]clock.Reading // what was an alarm lately: messages by Message-ID, incidents
-	leaked    map[string][]string      // versions, by client, as the Broker has them
-	suspected map[string]clock.Reading // by client and cause
-	worked    map[string]string        // versions that have authenticated, by client
-	traces    sync.WaitGroup           // readers of the audit log that took too long
+	alarmed   map[string]clock.Reading          // what was an alarm lately: messages by Message-ID, incidents
+	leaked    map[string][]string               // versions, by client, as the Broker has them
+	suspected map[string]clock.Reading          // by client and cause
+	worked    map[string]string                 // versions that have authenticated, by client
+	ids       atomic.Pointer[map[string]string] // client_id by client; it is replaced whole
+	traces    sync.WaitGroup                    // readers of the audit log that took too long
 }
 
 // posting is the outbox, and when a mail in it is late.
@@ -102,6 +103,8 @@ type Client struct {
 	Steps []string
 	// Keys: it authenticates with a key of its own.
 	Keys bool
+	// Hosts is how many hosts have its secret. 0: not known.
+	Hosts int
 	// OneSecret: a new secret ends the old one at the issuer.
 	OneSecret bool
 	// Shares are other clients with the same secret, as far as the configuration
@@ -132,6 +135,8 @@ func New(o Options, c Config) (*Responder, error) {
 	}
 	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
 		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
+	ids := readIDs(o.Dir)
+	r.ids.Store(&ids)
 	return r, r.SetConfig(c)
 }
 
@@ -323,6 +328,12 @@ func quarantines(i *leak.Incident) bool {
 		}
 	}
 	return true
+}
+
+// stopped says whether none of the incident's clients is served, because of it
+// or of another one. The caller holds mu.
+func (r *Responder) stopped(i *leak.Incident) bool {
+	return !slices.ContainsFunc(i.Clients, func(name string) bool { return r.contained[name] == "" })
 }
 
 // now is the time as records have it.

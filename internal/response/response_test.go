@@ -130,7 +130,7 @@ func TestSpooled(t *testing.T) {
 		c.Happened = "The secret " + theSecret + " stood in a repository."
 		c.Where, c.FoundBy = "at "+theSecret, "who has "+theSecret
 		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{Claimed: "An " + theSecret})
-		if err != nil || s.Err != nil || s.MailErr != nil || len(s.Mails) != 2 || s.Incident.ID != "2000-0001" {
+		if err != nil || s.Err != nil || s.Look() != nil || len(s.Incident.Mails) != 2 || s.Incident.ID != "2000-0001" {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		d.start()
@@ -156,7 +156,7 @@ func TestSpooled(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(d.dir, "incidents"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if s, err = Spool(d.dir, "web1", d.config, d.clock, confirmed("quarantine"), leak.Declarer{}); err != nil || s.Err == nil || len(s.Mails) != 2 {
+		if s, err = Spool(d.dir, "web1", d.config, d.clock, confirmed("quarantine"), leak.Declarer{}); err != nil || s.Err == nil || s.Look() != nil || len(s.Incident.Mails) != 2 {
 			t.Errorf("%+v, %v", s, err)
 		}
 		_ = os.Remove(filepath.Join(d.dir, "incidents"))
@@ -715,6 +715,7 @@ func TestDamaged(t *testing.T) {
 	inDesk(t, func(d *desk) {
 		t := d.t
 		i := d.declare(confirmed("quarantine"))
+		time.Sleep(time.Second) // nobody is writing it
 		if err := os.WriteFile(filepath.Join(d.dir, "incidents", i.ID+".json"), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -220,8 +220,8 @@ func TestUnchecked(t *testing.T) {
 		d.stop()
 		c := confirmed("quarantine")
 		c.Happened, c.Where = "The secret "+theSecret+" stood in a repository.", "in Ghent"
-		if s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{}); err != nil || s.Err != nil || !strings.Contains(s.Mails[0].Body, "in Ghent") {
-			t.Fatalf("%v, %v: %+v", err, s.Err, s.Mails)
+		if s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{}); err != nil || s.Err != nil || s.Look() != nil || !strings.Contains(s.Incident.Mails[0].Text, "in Ghent") {
+			t.Fatalf("%v, %v: %+v", err, s.Err, s.Incident.Mails)
 		}
 		d.store.SetFault(providers.Unavailable)
 		d.start()

@@ -103,7 +103,7 @@ func view(c *Config, i *leak.Incident, deliveries []leak.Delivery) client.Incide
 		out.Quarantined = i.Clients
 	}
 	for _, a := range i.Actions {
-		out.Done = append(out.Done, client.IncidentStep{At: a.At, What: leak.English.Word(a.What), Outcome: string(a.Outcome), Detail: a.Detail})
+		out.Done = append(out.Done, client.IncidentStep{At: a.At, What: leak.English.Word(a.What), Outcome: string(a.Outcome), Detail: detail(i, a)})
 	}
 	if i.State != leak.Closed && !i.Drill {
 		out.Clocks = paragraphs(leak.Clocks(i.KnownAt, i.PersonalData, leak.English))
@@ -137,6 +137,15 @@ func undelivered(m *client.Mail, d leak.Delivery) {
 	for _, a := range d.Last {
 		m.Why = append(m.Why, a.String())
 	}
+}
+
+// detail is that of a step, for people here.
+func detail(i *leak.Incident, a leak.Action) string {
+	text := leak.English.Detail(a.Detail)
+	if begins := i.Exposure.LogBegins; a.What == "trace_tokens" && a.Outcome == leak.Done && !begins.IsZero() {
+		text += "; the log begins on " + leak.English.When(begins) + ", earlier is not known"
+	}
+	return text
 }
 
 // byHand is what a person has to do.
@@ -173,7 +182,10 @@ func byHand(c *Config, i *leak.Incident) (list []string) {
 		list = append(list, one.Steps...)
 	}
 	if end := i.Exposure.LastExpiry; end.After(i.DeclaredAt) && !revoked(i) {
-		add("Tokens that were issued work until %s, unless %s ends them before.", end.Format(time.RFC3339), i.Issuer.Name)
+		add("Tokens that were issued work until %s, unless %s ends them before.", leak.English.When(end), i.Issuer.Name)
+	}
+	if strings.HasSuffix(i.ID, "-0000") { // there is no such record
+		return list
 	}
 	if i.Joins == "" {
 		add("On each other host with these credentials, which are not known here: %s", elsewhere(i))
