@@ -158,8 +158,8 @@ func TestLeaksPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, _ := strings.Cut(string(page), "```yaml\nleak:\n  sign:\n")
-	block, _, ok := strings.Cut("leak:\n  sign:\n"+block, "```")
+	_, block, _ := strings.Cut(string(page), "```yaml\nleak:\n  sign:")
+	block, _, ok := strings.Cut("leak:\n  sign:"+block, "```")
 	cfg, err := load(t, map[string]string{"broker.yaml": strings.NewReplacer("/etc/credential-broker", dir, "provider: corp", "provider: unit").Replace(block) +
 		"  organisation: { name: A }\n  on_call: { name: B, phone: +32 2 000 00 00 }\n  smtp: { host: h, from: broker@corp.example }\n" + minimal})
 	if err != nil || !ok {

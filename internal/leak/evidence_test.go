@@ -3,6 +3,8 @@ package leak
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +49,28 @@ func TestEvidenceAsksNothing(t *testing.T) {
 	i.Others[0].Actions = []Action{{At: at.Add(time.Second), What: "release", Outcome: Done}}
 	if issuer, _ := composed(t, i); strings.Contains(issuer, "2. Reissue.") {
 		t.Errorf("another host has undone a new version:\n%s", issuer)
+	}
+}
+
+// What this version does it takes from another host, too, and says in words.
+func TestStepsAreKnown(t *testing.T) {
+	text, err := os.ReadFile("leak.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(text), "// What is one of the codes ")
+	list, _, ok := strings.Cut(list, "; another")
+	documented := strings.Split(strings.NewReplacer("//", "", "\n", "", "\t", "", " ", "").Replace(list), ",")
+	if !ok || !slices.Equal(slices.Sorted(slices.Values(documented)), slices.Sorted(slices.Values(steps()))) {
+		t.Errorf("documented: %q, taken: %q", documented, steps())
+	}
+	for _, code := range steps() {
+		if Dutch.Word(code) == code || English.Word(code) == code {
+			t.Errorf("%s has no words", code)
+		}
+		if err := validActions([]Action{{What: code, Outcome: Done}}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -110,12 +110,16 @@ func (i *Incident) validateLists() error {
 	return nil
 }
 
+// steps are the codes of actions.
+func steps() []string {
+	return []string{"quarantine", "end_streams", "remove_files", "stop_children", "revoke_tokens", "trace_tokens", "rotate", "install_version", "release",
+		"confirm_new", "remind", "record", "deliver", "merge_evidence"}
+}
+
 // validActions takes the steps of another host, of which there are these alone.
 func validActions(actions []Action) error {
-	known := []string{"quarantine", "end_streams", "remove_files", "stop_children", "revoke_tokens", "trace_tokens", "rotate", "install_version", "release",
-		"remind", "record", "deliver", "merge_evidence"}
 	for _, a := range actions {
-		if !slices.Contains(known, a.What) || !slices.Contains([]Outcome{Done, Failed, Pending, NotPossible}, a.Outcome) {
+		if !slices.Contains(steps(), a.What) || !slices.Contains([]Outcome{Done, Failed, Pending, NotPossible}, a.Outcome) {
 			return fmt.Errorf("it has a step %q, %q, which this version does not know: export it with the same version", line(a.What), line(string(a.Outcome)))
 		}
 	}

@@ -28,6 +28,7 @@ func (r *Responder) round(ctx context.Context) {
 			r.mu.Unlock()
 		}
 	}
+	r.keepIDs()
 	r.mu.Lock()
 	if r.unheld {
 		_ = r.contain() // it was an alarm
@@ -35,7 +36,6 @@ func (r *Responder) round(ctx context.Context) {
 	list, err := r.book.List() // what cannot be read was an alarm at the start
 	r.know(list, err == nil)
 	r.mu.Unlock()
-	r.keepIDs()
 	for n := range list {
 		if ctx.Err() != nil {
 			return
