@@ -136,7 +136,13 @@ func (c Config) String() string {
 	} else {
 		owner = "the user " + owner
 	}
-	text := fmt.Sprintf("%s: %s (%s), for %s", c.Path, c.Content, c.Format, owner)
+	text := fmt.Sprintf("%s: %s (%s)", c.Path, c.Content, c.Format)
+	for _, one := range [][2]string{{"scope", c.Scope}, {"audience", c.Audience}} {
+		if one[1] != "" {
+			text += ", " + one[0] + " " + one[1]
+		}
+	}
+	text += ", for " + owner
 	switch {
 	case c.Mode == "0440" && group == "":
 		text += " and its group, or the directory's"

@@ -120,14 +120,14 @@ func (w *buffer) assignment(name string, v []byte) error {
 	if bytes.ContainsFunc(v, func(r rune) bool { return r < ' ' || r >= 0x7f || r == '\'' || r == '\\' }) {
 		return fmt.Errorf("the value of %s has a quote, a backslash or an unprintable character: write the file with format: json", name)
 	}
-	w.text(variable(name) + "='")
+	w.text(Variable(name) + "='")
 	w.add(v)
 	w.text("'\n")
 	return nil
 }
 
-// variable is the name of a header or field as a variable.
-func variable(name string) string {
+// Variable is the name of a header or field as a variable.
+func Variable(name string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z':

@@ -132,6 +132,7 @@ func TestString(t *testing.T) {
 		"/run/x: token (text), for the daemon":                                    {Path: "/run/x"},
 		"/run/x: headers (json), for the user app and everybody in the group ops": {Path: "/run/x", Content: Headers, Format: JSON, Owner: "app", Group: "ops"},
 		"/run/x: token (text), for the daemon and its group, or the directory's":  {Path: "/run/x", Mode: "0440"},
+		"/run/x: token (text), scope read write, audience api, for the daemon":    {Path: "/run/x", Scope: "read write", Audience: "api"},
 		"/run/x: api-key (dotenv), for the daemon":                                {Path: "/run/x", Content: APIKey, Format: Dotenv, Group: "ops", Mode: "0400"},
 	} {
 		if got := c.String(); got != want {
