@@ -72,6 +72,7 @@ func each(c Config, g *broker.Grant, put value) error {
 		return g.AppendHeaders(put)
 	case APIKey:
 		return g.APIKey().Use(func(b []byte) error { return put("api_key", b) })
+	case Token:
 	}
 	err := g.Token.Access.Use(func(b []byte) error { return put("access_token", b) })
 	more := [][2]string{{"token_type", tokenType(g)}, {"expires_at", g.ExpiresAt().UTC().Format(time.RFC3339)},

@@ -31,7 +31,7 @@ type place struct {
 var errGone = errors.New("the directory is not there")
 
 // openPlace opens the directory of a file. Missing directories are made, if
-// make says so, below a directory on a tmpfs that is our own.
+// makeDirs says so, below a directory on a tmpfs that is our own.
 func openPlace(file string, makeDirs bool) (*place, error) {
 	self := uint32(os.Geteuid()) // #nosec G115 -- a uid
 	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -65,10 +65,10 @@ func openPlace(file string, makeDirs bool) (*place, error) {
 }
 
 // step opens the directory name in dir, or makes it; at is its path.
-func step(dir int, name, at string, make bool) (int, error) {
+func step(dir int, name, at string, mayMake bool) (int, error) {
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, name, flags, 0)
-	if errors.Is(err, unix.ENOENT) && make {
+	if errors.Is(err, unix.ENOENT) && mayMake {
 		if err = unix.Mkdirat(dir, name, 0o711); err == nil {
 			err = unix.Fchmodat(dir, name, 0o711, 0) // here the umask has no say
 		}
