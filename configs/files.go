@@ -72,13 +72,9 @@ func (k *checker) filePaths() {
 	}
 }
 
-// file warns of what the unit has to permit, and of names that this machine
-// does not know.
+// file warns of names that this machine does not know.
 func (w *warner) file(at place, name string, f files.Config, names access.Names) {
 	about := fmt.Sprintf("the client %s: the file %s: ", quote(name), f.Path)
-	if needs := f.Needs(); needs != "" {
-		w.warn(at, about+needs, "")
-	}
 	if f.Owner != "" {
 		if _, err := names.User(f.Owner); err != nil {
 			w.warn(at, about+"owner: "+err.Error(), "")

@@ -79,9 +79,17 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(name, "check", "--config", s.path("broker.yaml")).CombinedOutput()
-	if want := "file of vdab: " + dir + "/vdab/token: token (text), for the daemon\n"; err != nil || !strings.Contains(string(out), want) {
-		t.Errorf("%v\n%s", err, out)
+	s.withFiles(one + "      - { path: /run/x/y, group: gone }\n")
+	for flag, wants := range map[string][]string{
+		"--json=false": {"file of vdab: " + dir + "/vdab/token: token (text), for the daemon\nfile of vdab: /run/x/y: token (text), for the daemon and everybody in the group gone\n  group: gone needs a daemon", "group: no group gone"},
+		"--json":       {`"needs":"group: gone needs`, `"path":"/run/x/y"`},
+	} {
+		out, err := exec.Command(name, "check", flag, "--config", s.path("broker.yaml")).CombinedOutput()
+		for _, want := range wants {
+			if err != nil || !strings.Contains(string(out), want) {
+				t.Errorf("%v\n%s\nlacks %s", err, out, want)
+			}
+		}
 	}
 }
 

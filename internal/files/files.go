@@ -129,9 +129,6 @@ func (w *Writer) reconcile(ctx context.Context) {
 		}
 		f.cancel()
 		<-f.done
-		if !ok {
-			f.discard("the configuration does not name it any more")
-		}
 		old[p] = f
 		delete(running, p)
 	}
@@ -173,8 +170,9 @@ func (w *Writer) forget(p string) {
 	}
 }
 
-// clear removes what is there of before, unless it is not ours: put says so.
-func (w *Writer) clear(file string, owner who, recorded bool) error {
+// clear removes what is there, and of which nothing is known; what cannot be a
+// file of ours stays.
+func (w *Writer) clear(file string, owner who) error {
 	p, err := openPlace(file, false)
 	switch {
 	case errors.Is(err, errGone):
@@ -183,16 +181,10 @@ func (w *Writer) clear(file string, owner who, recorded bool) error {
 		return err
 	}
 	defer p.close()
-	if !recorded {
-		err = p.replaceable(owner)
+	if err := p.replaceable(owner); err != nil {
+		return err
 	}
-	if err == nil {
-		err = p.remove()
-	}
-	if err == nil {
-		err = w.record.drop(file)
-	}
-	return err
+	return p.remove()
 }
 
 func (w *Writer) preserved(p string) bool {

@@ -143,9 +143,9 @@ func TestHangingIssuer(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.files(Config{Path: "token"})
 		w.issuer.Set(fake.Fault{Kind: fake.Hang})
-		w.pass(13*time.Minute - time.Second)
+		w.pass(12*time.Minute + 49*time.Second)
 		w.is("still good", "token", true, OK)
-		w.pass(2 * time.Second)
+		w.pass(12 * time.Second)
 		w.is("too old", "token", false, Missing)
 	})
 }
@@ -205,6 +205,7 @@ func TestClockJump(t *testing.T) {
 
 // A reload adds, changes and removes files, and touches no other.
 func TestReload(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077))
 	inWorld(t, func(w *world) {
 		w.files(Config{Path: "a"}, Config{Path: "b"}, Config{Path: "c", Mode: "0440"})
 		before, err := os.Stat(filepath.Join(w.run, "a"))
@@ -216,6 +217,9 @@ func TestReload(t *testing.T) {
 			t.Errorf("there is %s", got)
 		}
 		w.is("d", "deep/er/d", true, OK, OK, OK)
+		if d, _ := os.Stat(filepath.Join(w.run, "deep/er")); d.Mode().Perm() != 0o711 {
+			t.Errorf("readers cannot pass: %v", d.Mode())
+		}
 		after, _ := os.Stat(filepath.Join(w.run, "a"))
 		if !os.SameFile(before, after) || !before.ModTime().Equal(after.ModTime()) {
 			t.Error("a was written anew")
@@ -225,13 +229,24 @@ func TestReload(t *testing.T) {
 		}
 		// Another issuer, which does not answer: what came from the one before
 		// does not stay.
-		w.issuer.Set(fake.Fault{Kind: fake.Hang})
-		w.origin = "another"
-		clients := w.clients()
-		clients[0].Issuer.TokenEndpoint = "https://other.example" + fake.TokenPath
-		if err := w.b.Apply(clients); err != nil {
-			t.Fatal(err)
+		w.files(Config{Path: "a"})
+		other := func(host string, kind fake.FaultKind) {
+			t.Helper()
+			w.issuer.Set(fake.Fault{Kind: kind})
+			clients := w.clients()
+			clients[0].Issuer.TokenEndpoint = "https://" + host + fake.TokenPath
+			if err := w.b.Apply(clients); err != nil {
+				t.Fatal(err)
+			}
+			w.pass(0)
 		}
+		other("other.example", fake.Unavailable)
+		w.is("the broker has let go of it", "a", false, Missing)
+		other("third.example", fake.None)
+		w.pass(5 * time.Minute)
+		w.is("again", "a", true, OK)
+		w.origin = "another"
+		other("fourth.example", fake.Hang)
 		w.files(Config{Path: "a"})
 		w.pass(grace)
 		w.is("of the other issuer", "a", false, Missing)
@@ -255,7 +270,7 @@ func TestRestart(t *testing.T) {
 			}
 		}
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
-		w.list = []Entry{{Client: "vdab", Config: Config{Path: w.run + "/token"}}, {Client: "vdab", Config: Config{Path: w.run + "/sub/changed", Mode: "0440"}}}
+		w.list = []Entry{{Client: "vdab", Config: Config{Path: w.run + "/token", MinTTL: clock.Duration(3 * time.Minute)}}, {Client: "vdab", Config: Config{Path: w.run + "/sub/changed", Mode: "0440"}}}
 		w.start()
 		w.pass(grace)
 		if w.is("the one that serves on", "token", true, Missing, Kept); w.read("token") != first {
@@ -282,6 +297,55 @@ func TestRestart(t *testing.T) {
 		}
 		w.start()
 		w.is("unknown", "token", false, Missing, Missing)
+	})
+}
+
+// A token that cannot be recorded is not written; the one before stays while
+// it is good, and what was handed over is not taken away.
+func TestNoRecord(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.files(Config{Path: "token"})
+		first := w.read("token")
+		log := filepath.Join(w.state, "audit")
+		if err := errors.Join(os.RemoveAll(log), os.WriteFile(log, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(12*time.Minute + 45*time.Second)
+		if w.is("not recorded", "token", true, Kept); w.read("token") != first {
+			t.Error("it is another token")
+		}
+		w.pass(20 * time.Second)
+		w.is("and too old", "token", false, Missing)
+		if err := errors.Join(os.Remove(log), os.Mkdir(log, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(time.Minute)
+		w.is("recorded again", "token", true, OK)
+	})
+}
+
+// A name service that is down takes no good file away, and is asked again.
+func TestNamesLater(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.preserve()
+		w.files(Config{Path: "token"})
+		w.stop()
+		// As if the file's owner could be resolved when it was written.
+		e := Entry{Client: "vdab", Config: Config{Path: w.run + "/token", Owner: "nobody at all"}.filled()}
+		b, err := os.ReadFile(filepath.Join(w.state, "files.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Replace(string(b), w.list[0].spec(), e.spec(), 1)
+		if err := os.WriteFile(filepath.Join(w.state, "files.json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.list = []Entry{e}
+		w.start()
+		w.pass(10 * time.Minute)
+		w.is("while it is good", "token", true, Kept)
+		w.pass(4 * time.Minute)
+		w.is("too old", "token", false, Missing)
 	})
 }
 
@@ -335,6 +399,13 @@ func TestRecorded(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(w.run, "deep"), nil, 0o600); err != nil { // no directory
 			t.Fatal(err)
 		}
+		if err := os.Symlink("token", filepath.Join(w.run, "zlink")); err != nil {
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "zlink"})
+		if w.pass(time.Minute); w.w.Status()[0].State != Missing || !strings.Contains(w.names(), "zlink") {
+			t.Errorf("what is not ours: %+v, %s", w.w.Status(), w.names())
+		}
 		w.files(Config{Path: "deep/token"}, Config{Path: "token"}, Config{Path: "nobody", Group: "no such group"})
 		w.pass(10 * time.Minute)
 		w.is("token", "token", true, Missing, Missing, OK)
@@ -356,7 +427,7 @@ func TestRecorded(t *testing.T) {
 		if !handed["file "+w.run+"/token"] || !handed["file "+w.run+"/deep/token"] {
 			t.Errorf("%v", handed)
 		}
-		if n := w.alarms(); n != 2 {
+		if n := w.alarms(); n != 3 {
 			t.Errorf("%d alarms:\n%s", n, w.log)
 		}
 		if strings.Count(w.log.String(), "a file is written again") != 1 {

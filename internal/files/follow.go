@@ -71,13 +71,13 @@ func (w *Writer) begin(ctx context.Context, e Entry, old *follow, names access.N
 	}
 	f.who, f.whoErr = e.who(names)
 	now := w.o.Clock.Now()
-	if was, ok := w.record.get(e.Path); ok && (was.Forever || was.Until.Until(now) > 0) {
+	if was, ok := w.record.get(e.Path); ok { // what has ended, tend removes
 		f.in, f.adopted = &was, true
 		if was.Spec != e.spec() {
 			f.goes = now.Add(grace)
 		}
 		f.set(Kept, "it is from before the daemon or its configuration was read anew")
-	} else if err := w.clear(e.Path, f.who, ok); err != nil {
+	} else if err := w.clear(e.Path, f.who); err != nil {
 		f.set(Waiting, err.Error())
 	}
 	ctx, f.cancel = context.WithCancel(ctx)
@@ -170,7 +170,7 @@ func (f *follow) take(a answer) {
 		errors.As(a.err, &e) && f.adopted && e.Code != client.Quarantined && e.Code != client.NotFound:
 		// What is in place was handed over in good order, and is still good.
 		if f.in != nil {
-			f.set(Kept, e.Detail)
+			f.still(e.Detail)
 			return
 		}
 	}
@@ -194,7 +194,7 @@ func (f *follow) tend() time.Duration {
 		f.remove(f.doomed)
 	case f.whoErr != nil:
 		f.fail(f.whoErr, "write")
-		f.remove(f.whoErr.Error())
+		f.still(f.whoErr.Error())
 	}
 	if f.next != nil && f.ends(f.next) && f.next.Expires.Until(now) < f.MinTTL.D() {
 		f.next = nil
@@ -230,6 +230,16 @@ func (f *follow) tend() time.Duration {
 	return max(wait, time.Millisecond)
 }
 
+// still says that what is in place stays while it is good, and why nothing
+// newer comes.
+func (f *follow) still(reason string) {
+	if f.in != nil {
+		f.set(Kept, reason)
+		return
+	}
+	f.set(Missing, reason)
+}
+
 // lost says whether somebody else has removed the file.
 func (f *follow) lost() bool {
 	var st unix.Stat_t
@@ -244,12 +254,8 @@ func (f *follow) write(now clock.Reading) {
 	if err != nil {
 		f.patience = min(max(2*f.patience, firstRetry), longRetry)
 		f.retry = now.Add(f.patience)
-		state := Missing
-		if f.in != nil {
-			state = Kept
-		}
 		f.fail(err, "write")
-		f.set(state, err.Error())
+		f.still(err.Error())
 		return
 	}
 	f.adopted, f.doomed, f.goes = false, "", clock.Reading{}

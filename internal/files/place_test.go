@@ -92,6 +92,21 @@ func TestRefusedPlaces(t *testing.T) {
 			t.Errorf("%s: it was written through", c.name)
 		}
 	}
+	if os.Geteuid() == 0 { // who else could make it?
+		dir := tmpfs(t)
+		if err := errors.Join(os.Mkdir(dir+"/d", 0o700), os.Chown(dir+"/d", 4711, 4711)); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(dir+"/d/token", "x"); err == nil || !strings.Contains(err.Error(), "belongs to the user 4711") {
+			t.Errorf("a foreign directory: %v", err)
+		}
+		if err := errors.Join(os.Mkdir(dir+"/e", 0o700), os.WriteFile(dir+"/e/token", []byte("v"), 0o600), os.Chown(dir+"/e/token", 4711, 4711)); err != nil {
+			t.Fatal(err)
+		}
+		if err := put(dir+"/e/token", "x"); err == nil || !strings.Contains(err.Error(), "belongs to the user 4711: remove it") {
+			t.Errorf("a foreign file: %v", err)
+		}
+	}
 	for file, want := range map[string]string{
 		"/sys/kernel/token":  "must not come to a disk",
 		"/no/such/dir/token": "make /no",
@@ -158,6 +173,21 @@ func TestOwner(t *testing.T) {
 		if list, _ := os.ReadDir(dir); len(list) != 0 {
 			t.Errorf("something is left: %v", list)
 		}
+	})
+}
+
+// A group that nobody knows yet is looked for again.
+func TestGroupLater(t *testing.T) {
+	inNamespace(t, func(t *testing.T, dir string) {
+		inWorldAt(t, t.TempDir(), dir, func(w *world) {
+			w.files(Config{Path: "token", Group: "later"})
+			w.is("no such group", "token", false, Missing)
+			if err := errors.Join(os.Mkdir("/etc", 0o700), os.WriteFile("/etc/group", []byte("later:x:0:\n"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			w.pass(time.Minute)
+			w.is("there it is", "token", true, OK)
+		})
 	})
 }
 

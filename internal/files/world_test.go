@@ -148,7 +148,7 @@ func (w *world) files(list ...Config) {
 		if err := c.Validate(); err != nil {
 			w.t.Fatal(err)
 		}
-		w.list = append(w.list, Entry{Client: "vdab", Origin: w.origin, Config: c})
+		w.list = append(w.list, Entry{Client: "vdab", Origin: w.origin, Config: c.filled()})
 	}
 	w.w.Apply(w.list)
 	w.pass(0)
