@@ -39,6 +39,7 @@ func TestDiff(t *testing.T) {
 		{"writer", "systemd: {}", "file: { path: /s, insecure_identity: true, identity_file: /i }\n    write: w\n  w:\n    file: { path: /s, insecure_identity: true, identity_file: /j }",
 			`provider unit: file: added|provider unit: systemd: removed|provider unit: write: unset -> "w"|provider w: added`},
 		{"header", "    allow:", "    headers: { X-Id: \"{client_id}\" }\n    allow:", "client vdab: headers.X-Id: added (wider)"},
+		{"file added", "    allow:", "    files: [{ path: /run/t/x }]\n    allow:", "client vdab: files: /run/t/x: token (text), for the daemon added (wider)"},
 		{"bound", "    allow:", "    scopes: [read]\n    allow:", "client vdab: scopes: unset -> [read]"},
 	} {
 		old, err := load(t, map[string]string{"broker.yaml": minimal})
@@ -123,6 +124,8 @@ func TestWarnings(t *testing.T) {
 			"    rotation: { poll: 30m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"a secret that is here anyway", leak + strings.Replace(minimal, "  unit:\n", "  copies:\n    file: { path: /c, identity_command: [/bin/key] }\n  unit:\n", 1) +
 			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
+		{"a file of a group", leak + minimal + "    files: [{ path: /run/t/x }, { path: /run/t/y, group: gone }]\n", []string{"the file /run/t/y: group: no group gone"}},
+		{"a file of another user", leak + minimal + "    files: [{ path: /run/t/x, owner: root }, { path: /run/t/y, owner: gone }]\n", []string{"the file /run/t/y: owner: no user gone"}},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

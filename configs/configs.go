@@ -12,6 +12,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/files"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/outbound"
 	"credentialbroker/oidc"
@@ -105,6 +106,9 @@ type Client struct {
 	// Refresh is where the refresh token is kept, for the grant
 	// authorization_code, which needs it; other grants have none.
 	Refresh *Refresh `yaml:"refresh"`
+	// Files are written on a tmpfs, for programs that can read a file and
+	// nothing else. Missing: none.
+	Files []files.Config `yaml:"files"`
 	// Leak is what happens to the client when its credentials leak.
 	Leak LeakPolicy `yaml:"leak"`
 	// Settings are the preset's, each replaced where the client sets its own.
@@ -112,6 +116,7 @@ type Client struct {
 
 	at      place   // in the file
 	entries []place // of each allow entry
+	written []place // of each of files
 }
 
 // Secret names a secret in one of the configured managers.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"credentialbroker/internal/access"
+	"credentialbroker/internal/files"
 )
 
 // Rules of this file:
@@ -59,6 +60,9 @@ func (d *differ) values(path string, old, now reflect.Value) {
 	switch before := old.Interface().(type) {
 	case []access.Entry:
 		d.allow(path, before, now.Interface().([]access.Entry))
+		return
+	case []files.Config:
+		d.files(path, before, now.Interface().([]files.Config))
 		return
 	case Secret:
 		d.add(path, true, "%s -> %s", secretText(before), secretText(now.Interface().(Secret)))

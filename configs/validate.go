@@ -45,6 +45,7 @@ func (c *Config) validate(r *report, whole bool) {
 		c.Clients[name] = client
 	}
 	k.refreshSecrets()
+	k.filePaths()
 	k.owned("audit", c.Audit.Validate())
 	if c.Leak != nil {
 		k.leak(c.Leak)
@@ -233,6 +234,11 @@ func (k *checker) client(name string, c *Client) {
 	}
 	for i := range c.Allow {
 		c.entries = append(c.entries, k.kept(fmt.Sprintf("%s.allow[%d]", path, i)))
+	}
+	for i, f := range c.Files {
+		at := fmt.Sprintf("%s.files[%d]", path, i)
+		c.written = append(c.written, k.kept(at))
+		k.file(path, at, f, c)
 	}
 	k.settings(path, c)
 	if at := path + ".leak.automatic"; c.Leak.Automatic != "" && k.whole && !k.bad[path+".preset"] && !k.bad[path+".leak_contacts"] {

@@ -134,6 +134,9 @@ func (w *warner) client(name string, c Client, names access.Names) {
 			w.warn(c.entry(i), fmt.Sprintf("the client %s: allow entry %d matches %s", quote(name), i+1, who), "")
 		}
 	}
+	for i, f := range c.Files {
+		w.file(c.written[i], name, f, names)
+	}
 	if (c.ClientAuth == oidc.SecretBasic || c.ClientAuth == oidc.SecretPost) && w.prefers(c.Preset) == oidc.PrivateKeyJWT {
 		w.warn(c.at, fmt.Sprintf("the client %s authenticates with %s, where its preset prefers private_key_jwt: the issuer, and whoever sees the request, learns the secret", quote(name), c.ClientAuth),
 			"broker presets show "+c.Preset+" says why; broker keys new "+name+" makes a key")

@@ -110,9 +110,23 @@ type StatusClient struct {
 	// client needs none.
 	Login *LoginStatus `json:"login,omitempty"`
 
+	// Files are those that the configuration names, by path.
+	Files []FileStatus `json:"files,omitempty"`
+
 	Issuer IssuerStatus  `json:"issuer"`
 	Source SourceStatus  `json:"source"`
 	Tokens []TokenStatus `json:"tokens"`
+}
+
+// FileStatus is how one file does.
+type FileStatus struct {
+	Path string `json:"path"`
+	// State is ok, kept (it is still good, and what replaces it cannot be had or
+	// written), waiting (nothing has come for it yet) or missing.
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"` // in words
+	// Expires is when what it holds ends; zero: it does not, or nothing is there.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 // IssuerStatus is how the authorization server did when it was last asked.

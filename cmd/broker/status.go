@@ -113,6 +113,9 @@ func judge(st *client.Status) (code int, problems []string) {
 		for _, text := range narrowed(&c) {
 			say(1, "%s: %s", c.Client, text)
 		}
+		for _, text := range fileTexts(&c) {
+			say(1, "%s: %s", c.Client, text)
+		}
 		if level, text := age(&c); level > 0 {
 			say(level, "%s: %s", c.Client, text)
 		}
@@ -196,6 +199,16 @@ func remarks(c *client.StatusClient) []string {
 		}
 	}
 	list = append(list, narrowed(c)...)
+	for _, f := range c.Files {
+		if f.State == "ok" {
+			text := fmt.Sprintf("file %s: ok", f.Path)
+			if !f.Expires.IsZero() {
+				text += ", good until " + f.Expires.UTC().Format(time.RFC3339)
+			}
+			list = append(list, text)
+		}
+	}
+	list = append(list, fileTexts(c)...)
 	if _, text := age(c); text != "" {
 		list = append(list, text)
 	}
@@ -278,6 +291,17 @@ func loginText(c *client.StatusClient) string {
 		return "login pending: " + orElse(c.Login.Reason, "the newest refresh token is sealed on this host, and goes into the secrets manager when that can be written")
 	}
 	return ""
+}
+
+// fileTexts tells of files that are not as they should be.
+func fileTexts(c *client.StatusClient) []string {
+	var list []string
+	for _, f := range c.Files {
+		if f.State != "ok" {
+			list = append(list, fmt.Sprintf("file %s: %s: %s", f.Path, f.State, orElse(f.Reason, "nothing has come for it yet")))
+		}
+	}
+	return list
 }
 
 // narrowed tells of tokens with less scope than was asked for.

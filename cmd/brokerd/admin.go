@@ -103,6 +103,7 @@ func (s *server) install(c *configs.Config) error {
 		s.current.close(next)
 	}
 	s.current = next
+	s.files.Apply(fileEntries(c))
 	select {
 	case s.relogin <- struct{}{}:
 	default:
@@ -240,7 +241,7 @@ func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, err
 		out.Current = out.Current || slices.ContainsFunc(c.Tokens, func(one broker.TokenStatus) bool { return one.Fingerprint == fingerprint })
 	}
 	for _, h := range t.Holders {
-		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit), Surface: h.Surface,
+		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit, h.Place), Surface: h.Surface,
 			First: h.First, Last: h.Last, Count: h.Count})
 	}
 	return out, nil
@@ -281,6 +282,7 @@ func (s *server) status() client.Status {
 	for _, i := range open {
 		out.Incidents = append(out.Incidents, client.IncidentLine{ID: i.ID, State: i.State, Client: i.Client, Undelivered: i.Undelivered, Since: i.Since})
 	}
+	s.fileStatus(out.Clients)
 	for _, m := range managers {
 		out.Providers = append(out.Providers, *m)
 	}

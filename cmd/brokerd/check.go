@@ -40,11 +40,21 @@ func showCheck(cmd *cobra.Command, c *configs.Config, asJSON bool) error {
 	warnings := c.Warnings(access.SystemNames())
 	out := cmd.OutOrStdout()
 	if asJSON {
-		return json.NewEncoder(out).Encode(map[string]any{"providers": len(c.Providers), "clients": len(c.Clients), "warnings": append([]configs.Problem{}, warnings...),
+		written := []map[string]string{}
+		for _, f := range fileEntries(c) {
+			written = append(written, map[string]string{"client": f.Client, "path": f.Path, "text": f.String(), "needs": f.Needs()})
+		}
+		return json.NewEncoder(out).Encode(map[string]any{"files": written, "providers": len(c.Providers), "clients": len(c.Clients), "warnings": append([]configs.Problem{}, warnings...),
 			"metrics": map[string]string{"listen": c.Metrics.Listen, "textfile": c.Metrics.TextFile}})
 	}
 	for _, w := range warnings {
 		printf(out, "warning: %s\n", w.Error())
+	}
+	for _, f := range fileEntries(c) {
+		printf(out, "file of %s: %s\n", f.Client, f)
+		if needs := f.Needs(); needs != "" {
+			printf(out, "  %s\n", needs)
+		}
 	}
 	if m := c.Metrics; m.Listen != "" {
 		printf(out, "metrics: http://%s/metrics, for everybody on this machine\n", m.Listen)

@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/files"
 	"credentialbroker/internal/gate"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
@@ -55,6 +56,7 @@ type server struct {
 	log     *slog.Logger
 	audit   *audit.Log
 	broker  *broker.Broker
+	files   *files.Writer
 	api     *api.Server
 	started time.Time
 	clock   clock.Clock
@@ -95,6 +97,7 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 		return nil, nil, nil, err
 	}
 	s.broker = broker.New(broker.Options{Audit: s.audit, ServeUnrecorded: c.Audit.OnFailure == "serve", Clock: s.clock, Dir: p.state})
+	s.openFiles()
 	if err := s.install(c); err != nil {
 		return nil, nil, nil, err
 	}
@@ -176,6 +179,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.response.Run(ctx) })
 	g.Go(func() error { return s.relayLogins(ctx) })
 	g.Go(func() error { return s.api.Run(ctx) })
+	g.Go(func() error { return s.files.Run(ctx) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })

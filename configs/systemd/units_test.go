@@ -84,6 +84,9 @@ func TestService(t *testing.T) {
 		{"Service.User", "credential-broker", "the user of sysusers.conf"},
 		{"Service.StateDirectory", "credential-broker", "the daemon finds it in STATE_DIRECTORY"},
 		{"Service.StateDirectoryMode", "0700", "the daemon refuses to start on another"},
+		{"Service.RuntimeDirectory", "credential-broker/files", "the innermost directory alone goes with a stop; the one of the sockets has to stay"},
+		{"Service.RuntimeDirectoryMode", "0711", "readers of files pass through it"},
+		{"Service.RuntimeDirectoryPreserve", "restart", "a restart takes no file away, and a stop all"},
 		{"Service.LimitCORE", "0", "a core has tokens in it"},
 		{"Service.LimitMEMLOCK", "64M", "secrets are in locked memory"},
 		{"Service.MemorySwapMax", "0", "tokens are in memory that could be swapped"},
@@ -99,15 +102,14 @@ func TestService(t *testing.T) {
 		}
 	}
 	for directive, reason := range map[string]string{
-		"RuntimeDirectory": "each stop would remove the sockets' directory, and with DynamicUser= others could not reach it",
-		"DynamicUser":      "the group in the configuration files' modes has to stay the same",
-		"PrivateUsers":     "SO_PEERCRED would give every caller as nobody",
-		"PrivatePIDs":      "SO_PEERCRED would give no pid",
-		"PrivateNetwork":   "issuers are somewhere in the network",
-		"IPAddressDeny":    "only the site knows the addresses",
-		"RootDirectory":    "CA certificates and users are the machine's",
-		"PassEnvironment":  "no secret comes by the environment",
-		"EnvironmentFile":  "no secret comes by the environment",
+		"DynamicUser":     "the group in the configuration files' modes has to stay the same",
+		"PrivateUsers":    "SO_PEERCRED would give every caller as nobody",
+		"PrivatePIDs":     "SO_PEERCRED would give no pid",
+		"PrivateNetwork":  "issuers are somewhere in the network",
+		"IPAddressDeny":   "only the site knows the addresses",
+		"RootDirectory":   "CA certificates and users are the machine's",
+		"PassEnvironment": "no secret comes by the environment",
+		"EnvironmentFile": "no secret comes by the environment",
 	} {
 		if v, ok := u.directives["Service."+directive]; ok {
 			t.Errorf("%s=%s: %s", directive, v, reason)
@@ -119,7 +121,7 @@ func TestService(t *testing.T) {
 // one names is there, so that no comment outlives what it explains.
 func TestComments(t *testing.T) {
 	named := regexp.MustCompile(`\b([A-Z][A-Za-z]+)=(?:[a-z-]*)`)
-	elsewhere := []string{"Type", "DynamicUser", "RuntimeDirectory"} // named as what is not done, in other words
+	elsewhere := []string{"Type", "DynamicUser"} // named as what is not done, in other words
 	u := read(t, "credential-broker.service")
 	sentences := strings.Split(strings.Join(strings.Fields(u.comments), " "), ". ")
 	missing, there := 0, 0
@@ -168,6 +170,8 @@ func TestDropIns(t *testing.T) {
 		{"Service.CapabilityBoundingSet", "CAP_SYS_PTRACE", "and no other"},
 		{"Service.AmbientCapabilities", "CAP_SYS_PTRACE", "the daemon is not root: the bounding set alone gives it nothing"},
 	})
+	const group = "drop-ins/files.conf"
+	read(t, group).has(t, group, [][3]string{{"Service.SystemCallFilter", "fchown", "the service's own filter takes it away, with all of @chown"}})
 	b, err := os.ReadFile("sysusers.conf")
 	if user := read(t, "credential-broker.service").directives["Service.User"][0]; err != nil || !strings.Contains(string(b), "\nu "+user+" - ") {
 		t.Errorf("sysusers.conf makes no user %s: %v", user, err)

@@ -76,6 +76,8 @@ const (
 
 	SecretFound Type = "secret.found" // a scan found a secret or token where it does not belong; Code is the field
 
+	FileFailed Type = "file.failed" // a client's file could not be written or removed: Code says which
+
 	ConfigLoaded  Type = "config.loaded"  // the daemon works by this configuration from now on
 	ConfigRefused Type = "config.refused" // a changed configuration had errors: the old one stays
 	ConfigWidened Type = "config.widened" // the new configuration allows more than the one before

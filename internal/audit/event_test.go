@@ -21,7 +21,7 @@ func owasp() map[string][]Type {
 		"3 when the secret was used, and by whom or what":          {TokenHandover, TokenRepeats, KeyHandover, TokenMinted, ProviderRead},
 		"4 when the secret expired":                                {TokenExpired, TokenRevoked, LoginRequired, SecretAge},
 		"5 whether an expired secret was used again":               {TokenRejected, TokenRefused, SecretFound},
-		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied},
+		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied, FileFailed},
 		"7 when the secret was updated, and by whom":               {BundleInstalled, BundleRefused, BundleKept},
 		"8 administrative actions, and possible acts of operators": {AdminAct, ConfigLoaded, ConfigRefused, ConfigWidened, DaemonStart, DaemonStop, IncidentRecorded, IncidentAlarm},
 	}

@@ -38,6 +38,10 @@ func (b *Broker) incident(name string) string {
 	return (*m)[name]
 }
 
+// Quarantined says whether nothing of the client may be handed over, without
+// any I/O.
+func (b *Broker) Quarantined(name string) bool { return b.incident(name) != "" }
+
 func quarantined(name, incident string) *Error {
 	return &Error{Code: client.Quarantined, Detail: fmt.Sprintf(
 		"%s is quarantined because of incident %s: nothing of it is handed over until an administrator releases it", name, incident)}

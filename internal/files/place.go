@@ -1,0 +1,247 @@
+package files
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Rules of this file:
+//   - a path is walked from the root, one directory at a time, and no symbolic
+//     link is followed: whoever could plant one would choose where tokens go;
+//   - every directory on the way is root's or our own, and nobody else may
+//     rename what is in it; into the last one nobody else may put anything;
+//   - all is done relative to that last directory, so that what was looked at
+//     is what is used, whatever is renamed meanwhile;
+//   - a file appears whole: under a name of a moment, which only the daemon can
+//     open, and by one rename.
+
+// A place is where a file goes. The directory is open.
+type place struct {
+	dir  int
+	base string
+	path string
+}
+
+// errGone says that the directory is not there, and so no file in it.
+var errGone = errors.New("the directory is not there")
+
+// openPlace opens the directory of a file. Missing directories are made, if
+// makeDirs says so, below a directory on a tmpfs that is our own.
+func openPlace(file string, makeDirs bool) (*place, error) {
+	self := uint32(os.Geteuid()) // #nosec G115 -- a uid
+	fd, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /: %w", err)
+	}
+	at := "/"
+	own, err := judge(fd, at, self)
+	names := strings.Split(strings.Trim(path.Dir(file), "/"), "/")
+	for _, name := range names {
+		if err != nil || name == "" {
+			break
+		}
+		at = path.Join(at, name)
+		var next int
+		next, err = step(fd, name, at, own && makeDirs)
+		_ = unix.Close(fd)
+		if fd = next; err != nil {
+			return nil, err
+		}
+		own, err = judge(fd, at, self)
+	}
+	if err == nil {
+		err = closed(fd, at)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return &place{dir: fd, base: path.Base(file), path: file}, nil
+}
+
+// step opens the directory name in dir, or makes it; at is its path.
+func step(dir int, name, at string, mayMake bool) (int, error) {
+	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags, 0)
+	if errors.Is(err, unix.ENOENT) && mayMake {
+		if err = unix.Mkdirat(dir, name, 0o711); err == nil {
+			err = unix.Fchmodat(dir, name, 0o711, 0) // here the umask has no say
+		}
+		if err == nil {
+			fd, err = unix.Openat(dir, name, flags, 0)
+		}
+	}
+	switch {
+	case err == nil:
+		return fd, nil
+	case errors.Is(err, unix.ENOENT):
+		return -1, fmt.Errorf("%w: make %s, with an owner that is root or the daemon's user", errGone, at)
+	case errors.Is(err, unix.ENOTDIR):
+		return -1, fmt.Errorf("%s is a symbolic link or no directory: write the path with the real directories", at)
+	}
+	return -1, fmt.Errorf("open the directory %s: %w", at, err)
+}
+
+// judge says whether a directory is our own to make others in, and refuses one
+// in which somebody else may rename what is there.
+func judge(fd int, at string, self uint32) (own bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, fmt.Errorf("look at %s: %w", at, err)
+	}
+	switch {
+	case st.Uid != 0 && st.Uid != self:
+		return false, fmt.Errorf("the directory %s belongs to the user %d, who could put something else there: it has to be root's or the daemon's", at, st.Uid)
+	case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+		return false, fmt.Errorf("others may write the directory %s (mode %o): run chmod go-w %[1]s", at, st.Mode&0o7777)
+	}
+	return st.Uid == self && st.Mode&0o022 == 0 && volatile(fd), nil
+}
+
+// volatile says whether a directory is on no disk.
+func volatile(fd int) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return false
+	}
+	kind := uint32(fs.Type) // #nosec G115 -- 32 bits on every machine
+	return kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC
+}
+
+// closed refuses the last directory if others may put something into it, or if
+// it is on a disk.
+func closed(fd int, at string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("look at %s: %w", at, err)
+	}
+	switch {
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("others may write the directory %s (mode %o): make a directory of its own in it", at, st.Mode&0o7777)
+	case !volatile(fd):
+		return fmt.Errorf("%s is not on a tmpfs: a token must not come to a disk; write a path under /run", at)
+	}
+	return nil
+}
+
+func (p *place) close() { _ = unix.Close(p.dir) }
+
+// moment is the name under which a file is made: always the same, so that what
+// a killed daemon leaves is found.
+func (p *place) moment() string { return "." + p.base + ".new" }
+
+// put replaces the file.
+func (p *place) put(data []byte, w who, mode uint32) error {
+	if err := p.replaceable(w); err != nil {
+		return err
+	}
+	err := p.make(data, w, mode)
+	if err == nil {
+		if err = unix.Renameat(p.dir, p.moment(), p.dir, p.base); err == nil {
+			return nil
+		}
+	}
+	_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("the file system of %s is full: %w; free some room", p.path, err)
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%s cannot be written: %w; give the daemon's user the directory and, under systemd, ReadWritePaths= or RuntimeDirectory=", p.path, err)
+	}
+	return err
+}
+
+func (p *place) make(data []byte, w who, mode uint32) error {
+	if err := unix.Unlinkat(p.dir, p.moment(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove what an earlier run left beside %s: %w", p.path, err)
+	}
+	fd, err := unix.Openat(p.dir, p.moment(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("make a file beside %s: %w", p.path, err)
+	}
+	defer unix.Close(fd)
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("write %s: %w", p.path, err)
+		}
+		data = data[max(n, 0):]
+	}
+	if err := own(fd, w); err != nil {
+		return fmt.Errorf("%s: %w", p.path, err)
+	}
+	if err := unix.Fchmod(fd, mode); err != nil {
+		return fmt.Errorf("give %s the mode %o: %w", p.path, mode, err)
+	}
+	return nil
+}
+
+// own gives the file to its owner and group, where it is not theirs already.
+func own(fd int, w who) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if w.uid == int(st.Uid) {
+		w.uid = -1
+	}
+	if w.gid == int(st.Gid) {
+		w.gid = -1
+	}
+	if w.uid < 0 && w.gid < 0 {
+		return nil
+	}
+	err := unix.Fchown(fd, w.uid, w.gid)
+	if errors.Is(err, unix.EPERM) {
+		if w.uid >= 0 {
+			return fmt.Errorf("owner: the daemon is not root and cannot give a file to the user %d: use group: and mode 0440", w.uid)
+		}
+		return fmt.Errorf("group: the daemon is no member of the group %d, or its unit forbids chown: see the drop-in files.conf of the unit", w.gid)
+	}
+	return err
+}
+
+// replaceable refuses to replace what is not a file of ours.
+func (p *place) replaceable(w who) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(p.dir, p.base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at %s: %w", p.path, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fmt.Errorf("%s is there and is no file: remove it", p.path)
+	case int(st.Uid) != os.Geteuid() && int(st.Uid) != w.uid:
+		return fmt.Errorf("%s is there and belongs to the user %d: remove it", p.path, st.Uid)
+	}
+	return nil
+}
+
+// remove takes the file away, and what a killed daemon has left beside it.
+func (p *place) remove() error {
+	_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	err := unix.Unlinkat(p.dir, p.base, 0)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return fmt.Errorf("remove %s: %w", p.path, err)
+}
+
+// removeFile is remove without a place at hand.
+func removeFile(file string) error {
+	p, err := openPlace(file, false)
+	switch {
+	case errors.Is(err, errGone):
+		return nil
+	case err != nil:
+		return fmt.Errorf("remove %s: %w", file, err)
+	}
+	defer p.close()
+	return p.remove()
+}
