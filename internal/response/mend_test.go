@@ -214,6 +214,7 @@ func TestConfirmed(t *testing.T) {
 		if o, _ := d.step(i.ID, "confirm_new"); o != leak.Done {
 			t.Error("nobody knows who said so")
 		}
+		time.Sleep(time.Minute) // the mails of the release
 		_, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{OldStillValid: "Nobody can ask."})
 		if err != nil {
 			t.Error(err)
