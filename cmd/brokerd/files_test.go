@@ -81,7 +81,7 @@ func TestFiles(t *testing.T) {
 	}
 	s.withFiles(one + "      - { path: /run/x/y, group: gone }\n")
 	for flag, wants := range map[string][]string{
-		"--json=false": {"file of vdab: " + dir + "/vdab/token: token (text), for the daemon\nfile of vdab: /run/x/y: token (text), for the daemon and everybody in the group gone\n  group: gone needs a daemon", "group: no group gone"},
+		"--json=false": {"file of vdab: " + dir + "/vdab/token: token (text), for the daemon\nfile of vdab: /run/x/y: token (text), for the daemon and everybody in the group gone\n  group: gone needs a daemon", "/run/x/y: group: this machine has no group"},
 		"--json":       {`"needs":"group: gone needs`, `"path":"/run/x/y"`},
 	} {
 		out, err := exec.Command(name, "check", flag, "--config", s.path("broker.yaml")).CombinedOutput()
