@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"credentialbroker/api/client"
@@ -108,6 +109,7 @@ func TestUntraced(t *testing.T) {
 		d.mustGet()
 		d.stop()
 		d.start()
+		synctest.Wait() // Run has read it
 		d.r.o.AuditDir = filepath.Join(d.dir, "nowhere")
 		i := d.declare(confirmed("quarantine"))
 		if o, detail := d.step(i.ID, "revoke_tokens"); o != leak.Pending {
