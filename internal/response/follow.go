@@ -30,7 +30,9 @@ func (r *Responder) round(ctx context.Context) {
 	}
 	r.keepIDs()
 	r.mu.Lock()
-	if r.unheld {
+	if r.book.Spooled() {
+		r.absorb()
+	} else if r.unheld {
 		_ = r.contain() // it was an alarm
 	}
 	list, err := r.book.List() // what cannot be read was an alarm at the start

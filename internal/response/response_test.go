@@ -164,6 +164,46 @@ func TestSpooled(t *testing.T) {
 	})
 }
 
+// A declaration that was spooled although a daemon runs: that takes it within
+// a round, and a file that is being written is left alone.
+func TestSpooledBesideADaemon(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		time.Sleep(time.Minute)
+		half := filepath.Join(d.dir, "incidents", "spool", ".new-1")
+		if err := os.WriteFile(half, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		if err := os.Chtimes(half, now, now); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Spool(d.dir, "web1", d.config, d.clock, confirmed("quarantine"), leak.Declarer{})
+		if err != nil || s.Err != nil {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		time.Sleep(2 * roundTime)
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined, s.Incident.ID)
+		time.Sleep(time.Second)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
+		if _, err := os.Stat(half); err != nil {
+			t.Errorf("a file that was being written: %v", err)
+		}
+		if err := os.Chtimes(half, now, now.Add(-2*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		d.stop()
+		d.start()
+		if _, err := os.Stat(half); err == nil {
+			t.Error("what a crash has left is kept")
+		}
+	})
+}
+
 // An issuer that hangs holds the first mail up for ten seconds at most; what
 // comes of it is in the next one.
 func TestSlowIssuer(t *testing.T) {
