@@ -22,16 +22,18 @@ import (
 	"credentialbroker/providers"
 )
 
-// respond gives the configuration to whoever answers leaks.
-func (s *server) respond(next *opened) error {
+// respond prepares the configuration for whoever answers leaks.
+func (s *server) respond(next *opened) (*response.Prepared, error) {
 	c := responseConfig(next.config)
-	if s.response != nil {
-		return s.response.SetConfig(c)
+	if s.response == nil {
+		var err error
+		s.response, err = response.New(response.Options{Dir: s.paths.state, Host: leakHost(), Broker: s.broker, Audit: s.audit, AuditDir: filepath.Join(s.paths.state, "audit"),
+			Clock: s.clock, Log: s.log}, c)
+		if err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	s.response, err = response.New(response.Options{Dir: s.paths.state, Host: leakHost(), Broker: s.broker, Audit: s.audit, AuditDir: filepath.Join(s.paths.state, "audit"),
-		Clock: s.clock, Log: s.log}, c)
-	return err
+	return s.response.Prepare(c)
 }
 
 // leakHost is this machine's name as records have it.

@@ -101,7 +101,7 @@ func TestSpoolBeside(t *testing.T) {
 	defer s.stop(syscall.SIGTERM)
 	code, out := s.spool(`{"client":"vdab","severity":"confirmed","what":["client_secret"],"happened":"It stood in a repository.","policy":"quarantine"}`)
 	if code != 0 || !strings.Contains(out, "-0001: recorded\n") || !strings.Contains(out, "A daemon runs after all") {
-		t.Errorf("%d\n%s", code, out)
+		t.Errorf("%d\n%.300s", code, out)
 	}
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if code, _ := s.do("broker.sock", "GET", "/v1/clients/vdab/token", ""); code == 409 {

@@ -140,35 +140,64 @@ func New(o Options, c Config) (*Responder, error) {
 	return r, r.SetConfig(c)
 }
 
-// SetConfig takes a changed configuration. Mails that wait go to the new
-// relays; where there are none now, to those of before.
+// SetConfig takes a changed configuration.
 func (r *Responder) SetConfig(c Config) error {
+	next, err := r.Prepare(c)
+	if err == nil {
+		next.Commit()
+	}
+	return err
+}
+
+// A Prepared is a configuration of which everything that can fail is done.
+type Prepared struct {
+	r      *Responder
+	config Config
+	outbox *leak.Outbox // the first one; nil: there is one
+}
+
+// Prepare does whatever c needs that can fail, and changes nothing. One
+// configuration is prepared and committed, or given up, at a time.
+func (r *Responder) Prepare(c Config) (*Prepared, error) {
+	r.mu.Lock()
+	have := r.outbox != nil
+	r.mu.Unlock()
+	p := &Prepared{r: r, config: c}
+	for _, relay := range c.Relays {
+		if err := relay.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	if have || len(c.Relays) == 0 {
+		return p, nil
+	}
+	var err error
+	p.outbox, err = leak.OpenOutbox(filepath.Join(r.o.Dir, "outbox"), r.o.Host, c.Relays, r.o.Clock)
+	return p, err
+}
+
+// Commit makes it the configuration. Mails that wait go to the new relays;
+// where there are none now, to those of before.
+func (p *Prepared) Commit() {
+	r, c := p.r, p.config
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(c.Relays) > 0 {
-		if r.outbox == nil {
-			out, err := leak.OpenOutbox(filepath.Join(r.o.Dir, "outbox"), r.o.Host, c.Relays, r.o.Clock)
-			if err != nil {
-				return err
-			}
-			if err := out.Damaged(); err != nil {
-				r.alarm("", "damaged", "", err.Error())
-			}
-			out.SetProtection(c.Protection)
-			r.outbox = out
-			close(r.opened)
-		} else {
-			if err := r.outbox.SetRelays(c.Relays); err != nil {
-				return err
-			}
-			r.outbox.SetProtection(c.Protection)
+	switch {
+	case p.outbox != nil:
+		if err := p.outbox.Damaged(); err != nil {
+			r.alarm("", "damaged", "", err.Error())
 		}
+		p.outbox.SetProtection(c.Protection)
+		r.outbox = p.outbox
+		close(r.opened)
+	case len(c.Relays) > 0:
+		_ = r.outbox.SetRelays(c.Relays) // they were judged
+		r.outbox.SetProtection(c.Protection)
 	}
 	r.config = c
 	if r.outbox != nil {
 		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter)})
 	}
-	return nil
 }
 
 // SetLogin gives the login of relay n, in the order of Config.Relays.
