@@ -189,6 +189,11 @@ func (s *server) readBundle(ctx context.Context, o *opened, from configs.Secret,
 		return err
 	}
 	defer b.Wipe()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != o {
+		return nil // the relay may be another one now; a reload asks for its logins itself
+	}
 	return use(b.Fields)
 }
 
