@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"credentialbroker/configs"
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
@@ -67,24 +68,21 @@ func responseConfig(c *configs.Config) response.Config {
 	users := map[string][]string{} // of each secret
 	for name, one := range c.Clients {
 		for _, ref := range one.Secret.Refs() {
-			users[secretKey(one, ref)] = append(users[secretKey(one, ref)], name)
+			place := broker.SecretPlace(one.Secret.Provider, ref)
+			users[place] = append(users[place], name)
 		}
 	}
 	for name, one := range c.Clients {
 		client := responseClient(one, language)
 		for _, ref := range one.Secret.Refs() {
-			client.Shares = append(client.Shares, users[secretKey(one, ref)]...)
+			place := broker.SecretPlace(one.Secret.Provider, ref)
+			client.Places, client.Shares = append(client.Places, place), append(client.Shares, users[place]...)
 		}
 		slices.Sort(client.Shares)
 		client.Shares = slices.DeleteFunc(slices.Compact(client.Shares), func(other string) bool { return other == name })
 		r.Clients[name] = client
 	}
 	return r
-}
-
-func secretKey(c configs.Client, ref providers.Ref) string {
-	ref.Version = ""
-	return c.Secret.Provider + " " + ref.String()
 }
 
 func responseClient(c configs.Client, language string) response.Client {

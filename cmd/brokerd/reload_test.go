@@ -104,4 +104,3 @@ func TestLoginOfAnotherRelay(t *testing.T) {
 		t.Errorf("logins: %v", have)
 	}
 }
-

@@ -62,6 +62,9 @@ type Incident struct {
 	// Renewed are the names of versions of which it was shown, or a person has
 	// confirmed, that what has leaked is another in them, by client.
 	Renewed map[string]string `json:"renewed,omitempty"`
+	// Places are where the secrets that have leaked lie, in the broker's words,
+	// and which client had it there: it may get another name.
+	Places map[string]string `json:"places,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
 	// KnownHosts is how many hosts have the credentials, by the configuration. 0:

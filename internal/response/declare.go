@@ -129,7 +129,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 			"policy: say what is to happen to %s: quarantine, rotate or keep-serving; or set leak: { confirmed: … } for the client", d.Client)}
 	}
 	if !tokenOnly(&i) {
-		i.Clients = append(i.Clients, one.Shares...)
+		c.extend(&i, append(i.Clients, one.Shares...))
 	}
 	i.Actions = steps(&i, now)
 	return i, nil
@@ -249,7 +249,8 @@ func (r *Responder) refuseText(who *access.Caller, name, text, why string) error
 func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
-	i.Clients = r.sharing(i)
+	c := r.configured()
+	c.extend(i, r.sharing(i))
 	if i.Versions = maps.Clone(i.Versions); i.Versions == nil {
 		i.Versions = map[string]string{}
 	}
@@ -293,12 +294,38 @@ func (r *Responder) sharing(i *leak.Incident) []string {
 	if installed(i) { // what they share now has not leaked
 		return all
 	}
-	for _, name := range r.o.Broker.Sharing(i.Clients[0]) {
+	more := r.o.Broker.Sharing(i.Clients[0])
+	for _, place := range slices.Sorted(maps.Keys(i.Places)) {
+		more = append(more, r.o.Broker.At(place)...)
+	}
+	for _, name := range more {
 		if !slices.Contains(all, name) {
 			all = append(all, name)
 		}
 	}
 	return all
+}
+
+// extend makes i one of these clients, and notes where their secrets lie. One
+// that has another's place has another's leak.
+func (c *Config) extend(i *leak.Incident, clients []string) {
+	i.Clients = clients
+	if tokenOnly(i) {
+		return
+	}
+	i.Places, i.Versions = maps.Clone(i.Places), maps.Clone(i.Versions)
+	for _, name := range clients {
+		for _, place := range c.Clients[name].Places {
+			switch was, known := i.Places[place]; {
+			case i.Places == nil:
+				i.Places = map[string]string{place: name}
+			case !known:
+				i.Places[place] = name
+			case i.Versions[name] == "" && i.Renewed[name] == "" && i.Versions[was] != "":
+				i.Versions[name] = i.Versions[was]
+			}
+		}
+	}
 }
 
 // preview is what would be done, and the mails as they would be.

@@ -186,7 +186,8 @@ func inDesk(t *testing.T, f func(d *desk)) {
 func testConfig(port uint16) Config {
 	return Config{Sender: leak.Sender{Organisation: leak.Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, Name: "Wachtdienst", Phone: "+32 2 000 00 00",
 		From: "broker@corp.example", ReplyTo: "duty@corp.example"}, Relays: []leak.Relay{{Host: "127.0.0.1", Port: port, TLS: "none"}}, CopyTo: []string{"security@corp.example"},
-		Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production"}}}
+		Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production",
+			Places: []string{broker.SecretPlace("store", providers.Ref{Path: "vdab"})}}}}
 }
 
 // secret stores a new version with that client secret.

@@ -88,6 +88,8 @@ func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed boo
 		s, there := status[name]
 		k := s.Credential
 		switch {
+		case !there && r.moved(i, name):
+			continue
 		case !there && !confirmed:
 			missing = append(missing, fmt.Errorf("%s is configured no more, so that nothing shows whether its secret was replaced%s", name, sayConfirmed))
 		case !there:
@@ -106,6 +108,18 @@ func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed boo
 		versions[name] = string(k.Version)
 	}
 	return versions, errors.Join(missing...)
+}
+
+// moved says whether another of i's clients has the secret of this one's place:
+// a client that got another name.
+func (r *Responder) moved(i *leak.Incident, name string) bool {
+	for place, was := range i.Places {
+		others := r.o.Broker.At(place)
+		if was == name && slices.ContainsFunc(others, func(other string) bool { return other != name && slices.Contains(i.Clients, other) }) {
+			return true
+		}
+	}
+	return false
 }
 
 const sayConfirmed = "; if you know that it was, say so with --new-secret-confirmed"
@@ -268,6 +282,9 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 	}
 	for _, name := range i.Clients {
 		version := i.Versions[name]
+		if !r.o.Broker.Has(name) && r.moved(i, name) {
+			continue // it is asked by its new name
+		}
 		if version == "" {
 			return fmt.Errorf("which version of %s has leaked is not known, so that the issuer cannot be asked about it%s", name, otherwise)
 		}

@@ -193,7 +193,7 @@ func (r *Responder) learn(ctx context.Context, i *leak.Incident, status map[stri
 	}
 	change("extended", func(i *leak.Incident) error {
 		news := i.ClientID == "" && next.ClientID != ""
-		i.Clients, i.Versions, i.ClientID = next.Clients, next.Versions, next.ClientID
+		i.Clients, i.Versions, i.Places, i.ClientID = next.Clients, next.Versions, next.Places, next.ClientID
 		if news && !i.Unqueued() { // without it the issuer may not know whom it is about
 			r.revise(i, "")
 		}
@@ -213,7 +213,11 @@ func (r *Responder) replaced(ctx context.Context, i *leak.Incident, status map[s
 	}
 	versions := map[string]string{}
 	for _, name := range i.Clients {
-		k := status[name].Credential
+		s, there := status[name]
+		if !there && r.moved(i, name) {
+			continue
+		}
+		k := s.Credential
 		if k.Version == "" || i.Versions[name] == "" || string(k.Version) == i.Versions[name] || !k.Works && k.Probed.IsZero() {
 			return nil
 		}

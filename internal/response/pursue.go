@@ -186,6 +186,7 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 			now.Versions[name] = cmp.Or(now.Versions[name], v)
 		}
 	}
+	r.config.extend(now, now.Clients)
 	if f.traced != nil && pending(now, "trace_tokens") {
 		f.traced.into(now)
 		changed = outcome(now, "trace_tokens", leak.Done, fmt.Sprint(now.Exposure.Count), at) || changed

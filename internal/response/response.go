@@ -107,6 +107,8 @@ type Client struct {
 	Hosts int
 	// OneSecret: a new secret ends the old one at the issuer.
 	OneSecret bool
+	// Places are where its secret lies, as broker.SecretPlace names them.
+	Places []string
 	// Shares are other clients with the same secret, as far as the configuration
 	// tells; the Broker knows more.
 	Shares []string
@@ -305,7 +307,7 @@ func (r *Responder) contain() error {
 		if quarantines(i) {
 			held[i.ID] = i.Clients
 		}
-		for _, name := range held[i.ID] {
+		for _, name := range contained(i) {
 			if now[name] == "" {
 				now[name] = i.ID
 			}
@@ -350,6 +352,15 @@ func (r *Responder) know(list []leak.Incident, whole bool) {
 	}
 	r.leaked = now
 	r.o.Broker.Leaked(now)
+}
+
+// contained are the clients that i keeps from being served, by name and by the
+// place of their secret.
+func contained(i *leak.Incident) []string {
+	if !quarantines(i) {
+		return nil
+	}
+	return slices.AppendSeq(slices.Clone(i.Clients), maps.Keys(i.Places))
 }
 
 // quarantines says whether i keeps its clients from being served.

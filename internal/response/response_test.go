@@ -204,6 +204,60 @@ func TestSpooledBesideADaemon(t *testing.T) {
 	})
 }
 
+// A reload that gives the client another name lets nobody go, not for a moment;
+// and the client is as leaked as it was.
+func TestRenamed(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		rename := func() {
+			list := d.clients()
+			list[0].Name = "other-name"
+			if err := d.b.Apply(list); err != nil {
+				t.Fatal(err)
+			}
+		}
+		get := func() error {
+			_, err := d.b.Token(t.Context(), d.caller, broker.Request{Client: "other-name", Surface: access.Token})
+			return err
+		}
+		rename()
+		wantCode(t, get(), client.Quarantined, i.ID)
+		d.config.Clients["other-name"] = d.config.Clients["vdab"]
+		delete(d.config.Clients, "vdab")
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * roundTime)
+		record, err := d.r.book.Get(i.ID)
+		if err != nil || !slices.Contains(record.Clients, "other-name") || record.Versions["other-name"] == "" || record.Versions["other-name"] != record.Versions["vdab"] {
+			t.Errorf("%+v, %v", record, err)
+		}
+		_, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{})
+		wantCode(t, err, client.Quarantined, "other-name still has version")
+		d.stop()
+		d.start()
+		rename()
+		wantCode(t, get(), client.Quarantined, i.ID)
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "other-name", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := get(); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // An issuer that hangs holds the first mail up for ten seconds at most; what
 // comes of it is in the next one.
 func TestSlowIssuer(t *testing.T) {
