@@ -298,11 +298,21 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 	return nil
 }
 
-// Evidence is what this host knows of an incident, for another one.
-func (r *Responder) Evidence(_ context.Context, id string) (json.RawMessage, error) {
+// Evidence is what this host knows of an incident by now, for another one.
+func (r *Responder) Evidence(ctx context.Context, id string) (json.RawMessage, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	if t, ok := r.trace(ctx, &i); ok && i.State != leak.Closed && !i.Drill {
+		r.mu.Lock()
+		_, err = r.book.Update(i.ID, func(i *leak.Incident) error { t.into(i); return nil })
+		r.mu.Unlock()
+		if err != nil {
+			return nil, unrecorded(err)
+		}
 	}
 	return r.book.Export(i.ID)
 }

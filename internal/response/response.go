@@ -50,7 +50,7 @@ type Responder struct {
 	suspected map[string]clock.Reading          // by client and cause
 	worked    map[string]string                 // versions that have authenticated, by client
 	ids       atomic.Pointer[map[string]string] // client_id by client; it is replaced whole
-	traces    sync.WaitGroup                    // readers of the audit log that took too long
+	tracing   chan struct{}                     // has one element while somebody reads the audit log
 }
 
 // posting is the outbox, and when a mail in it is late.
@@ -136,7 +136,7 @@ func New(o Options, c Config) (*Responder, error) {
 		return nil, err
 	}
 	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
-		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
+		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}, tracing: make(chan struct{}, 1)}
 	ids := readIDs(o.Dir)
 	r.ids.Store(&ids)
 	return r, r.SetConfig(c)
@@ -286,7 +286,6 @@ func (r *Responder) Run(ctx context.Context) error {
 	}
 	watch.close()
 	sending.Wait()
-	r.traces.Wait()
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package response
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -255,6 +256,64 @@ func TestRenamed(t *testing.T) {
 		if _, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{}); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// Tokens that are issued while the incident is open are in the next report, and
+// in the evidence; those of the new secret are not.
+func TestTokensSince(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("keep-serving"))
+		told := func() int {
+			t.Helper()
+			record, err := d.r.book.Get(i.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return record.Exposure.Count
+		}
+		more := func() {
+			time.Sleep(time.Hour)
+			d.mustGet()
+			time.Sleep(2 * time.Second) // for the log
+		}
+		more()
+		if n := told(); n != 1 {
+			t.Errorf("%d tokens", n)
+		}
+		evidence, err := d.r.Evidence(t.Context(), i.ID)
+		exported := told()
+		if err != nil || exported < 2 || !strings.Contains(string(evidence), fmt.Sprintf(`"count": %d`, exported)) {
+			t.Errorf("%d tokens, %v", exported, err)
+		}
+		more()
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		before := told()
+		if before <= exported {
+			t.Errorf("%d tokens in the report that a new version is installed, had %d", before, exported)
+		}
+		more()
+		if _, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{}); err != nil {
+			t.Fatal(err)
+		}
+		if n := told(); n != before {
+			t.Errorf("%d tokens at the end, had %d", n, before)
+		}
+
+		d.r.tracing <- struct{}{}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, ok := d.r.trace(short, &leak.Incident{Clients: []string{"vdab"}}); ok {
+			t.Error("two read the log at once")
+		}
+		<-d.r.tracing
 	})
 }
 
