@@ -109,7 +109,7 @@ type Message struct {
 	ID        string `json:"message_id"`
 	From      string `json:"from"` // of the envelope
 	Subject   string `json:"subject"`
-	Body      string `json:"-"`    // the text, for people to look at; not kept
+	Body      string `json:"text"` // for people to look at
 	Data      []byte `json:"data"` // the mail as it is sent (RFC 5322)
 }
 

@@ -317,6 +317,48 @@ func TestTokensSince(t *testing.T) {
 	})
 }
 
+// Whoever asks sees each mail as it was sent, the issuer's and the copy apart;
+// where none could be, as it would be.
+func TestMailsShown(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		look := func(id, state string) {
+			t.Helper()
+			i, err := d.r.Incident(t.Context(), id)
+			if err != nil || len(i.Mails) != 2 {
+				t.Fatalf("%+v, %v", i, err)
+			}
+			issuer, own := i.Mails[0], i.Mails[1]
+			if issuer.State != state || issuer.Subject == "" || !strings.Contains(issuer.Text, "public repository") || strings.Contains(issuer.Text, "uid") {
+				t.Errorf("the issuer's: %+v", issuer)
+			}
+			if own.State != state || own.Subject == "" || !strings.Contains(own.Text, "uid") {
+				t.Errorf("our own: %+v", own)
+			}
+		}
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(time.Second)
+		look(i.ID, "sent")
+		d.config.Sender.Name = "Somebody else" // is in the next one
+		d.stop()
+		d.start()
+		look(i.ID, "sent")
+		if i, err := d.r.Incident(t.Context(), i.ID); err != nil || strings.Contains(i.Mails[0].Text, "Somebody else") {
+			t.Errorf("a mail is not shown as it was sent: %v", err)
+		}
+		d.stop()
+		d.config.Relays = nil
+		if err := os.RemoveAll(filepath.Join(d.dir, "outbox")); err != nil {
+			t.Fatal(err)
+		}
+		d.start()
+		look(d.declare(confirmed("keep-serving")).ID, "")
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 2 || len(list[0].Mails) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
 // An issuer that hangs holds the first mail up for ten seconds at most; what
 // comes of it is in the next one.
 func TestSlowIssuer(t *testing.T) {

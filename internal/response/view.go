@@ -28,13 +28,31 @@ func (r *Responder) Incidents(context.Context) ([]client.Incident, error) {
 	return out, nil
 }
 
-// Incident is one, with its record.
+// Incident is one, with its record and its mails: those that are under way as
+// they are, and those of a report that is not queued yet as they would be now.
 func (r *Responder) Incident(_ context.Context, id string) (client.Incident, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return client.Incident{}, err
 	}
-	return r.view(&i), nil
+	c, list := r.configured(), r.deliveries(i.ID)
+	out := view(&c, &i, list)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n, d := range list {
+		if m, ok := r.outbox.Message(d.MessageID); ok {
+			out.Mails[n].Subject, out.Mails[n].Text = m.Subject, m.Body
+		}
+	}
+	if i.Unqueued() {
+		messages, _ := leak.Compose(i, c.Sender, c.client(i.Clients[0]).Languages) // why they cannot be was an alarm
+		for _, m := range messages {
+			if !slices.ContainsFunc(list, func(d leak.Delivery) bool { return d.MessageID == m.ID }) {
+				out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: m.Subject, Text: m.Body})
+			}
+		}
+	}
+	return out, nil
 }
 
 // A Summary is one incident that is not closed, or whose report has not left.
