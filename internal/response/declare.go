@@ -145,15 +145,16 @@ func (c Client) policy(s leak.Severity) leak.Policy {
 	return c.Suspected
 }
 
-// steps are those that what has leaked, and the policy, ask for.
+// steps are those that what has leaked, and the policy, ask for. Tokens are
+// revoked whatever it was, for whoever had it could get tokens, unless it is to
+// go on as before.
 func steps(i *leak.Incident, now time.Time) []leak.Action {
 	list := []leak.Action{}
 	pending := func(what string) { list = append(list, leak.Action{At: now, What: what, Outcome: leak.Pending}) }
 	if i.Policy == leak.Quarantine {
 		list = append(list, leak.Action{At: now, What: "quarantine", Outcome: leak.Done})
 	}
-	out := slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w == leak.Token || w == leak.Host || w == leak.Unknown })
-	if i.Policy == leak.Quarantine || out && (i.Policy == leak.Rotate || i.Severity == leak.Confirmed) {
+	if i.Policy != leak.KeepServing {
 		pending("revoke_tokens")
 	}
 	if i.Policy == leak.Rotate && !tokenOnly(i) {

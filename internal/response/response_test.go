@@ -359,6 +359,34 @@ func TestMailsShown(t *testing.T) {
 	})
 }
 
+// What each policy does is the same whatever has leaked.
+func TestSteps(t *testing.T) {
+	for _, c := range []struct {
+		policy leak.Policy
+		want   string
+	}{
+		{leak.KeepServing, "trace_tokens"},
+		{leak.Quarantine, "quarantine revoke_tokens trace_tokens"},
+		{leak.Rotate, "revoke_tokens rotate trace_tokens"},
+	} {
+		for _, what := range []leak.Credential{leak.Token, leak.ClientSecret, leak.APIKey, leak.PrivateKey, leak.ManagerLogin, leak.Host, leak.Unknown} {
+			for _, severity := range []leak.Severity{leak.Suspected, leak.Confirmed} {
+				var got []string
+				for _, a := range steps(&leak.Incident{Policy: c.policy, What: []leak.Credential{what}, Severity: severity}, time.Now()) {
+					got = append(got, a.What)
+				}
+				want := c.want
+				if what == leak.Token {
+					want = strings.Replace(want, " rotate", "", 1)
+				}
+				if strings.Join(got, " ") != want {
+					t.Errorf("%s, %s %s: %v, want %s", c.policy, severity, what, got, want)
+				}
+			}
+		}
+	}
+}
+
 // An issuer that hangs holds the first mail up for ten seconds at most; what
 // comes of it is in the next one.
 func TestSlowIssuer(t *testing.T) {
