@@ -45,6 +45,8 @@ type Incident struct {
 	// Unchecked: whether these hold a secret is not known yet. They are not
 	// mailed until it is.
 	Unchecked bool `json:"unchecked,omitempty"`
+	// Language comes first in its mails. Empty: the configuration says.
+	Language Language `json:"language,omitempty"`
 	// Window is when strangers may have had it.
 	Window Window `json:"window"`
 	// PersonalData says whether personal data could be reached with it.

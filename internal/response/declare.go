@@ -110,7 +110,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 		return leak.Incident{}, err
 	}
 	i := leak.Incident{Joins: d.Joins, State: leak.Open, Severity: leak.Severity(d.Severity), Happened: d.Happened, Where: d.Where, FoundBy: d.FoundBy,
-		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Clients: []string{d.Client},
+		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Language: leak.Language(d.Language), Clients: []string{d.Client},
 		KnownHosts: one.Hosts, Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
 		NextUpdate: now.Add(firstUpdate)}
 	for _, w := range d.What {
@@ -353,16 +353,7 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 	r.mu.Lock()
 	i.Stopped(quarantines(&i) || r.stopped(&i))
 	r.mu.Unlock()
-	one := c.client(i.Clients[0])
-	order := one.Languages
-	if d.Language != "" {
-		order = []leak.Language{leak.Language(d.Language)}
-		for _, l := range one.Languages {
-			if !slices.Contains(order, l) {
-				order = append(order, l)
-			}
-		}
-	}
+	order := c.languages(&i)
 	unrecorded := undone(i)
 	r.mu.Lock()
 	unrecorded.Stopped(r.stopped(&i))

@@ -277,7 +277,7 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	}
 	stopped := r.stopped(&i)
 	i.Stopped(stopped)
-	messages, err := leak.Compose(i, r.config.Sender, r.config.client(i.Clients[0]).Languages)
+	messages, err := leak.Compose(i, r.config.Sender, r.config.languages(&i))
 	if err != nil {
 		return i, err
 	}

@@ -431,6 +431,15 @@ func (c *Config) client(name string) Client {
 	return one
 }
 
+// languages are those of i's mails, in order.
+func (c *Config) languages(i *leak.Incident) []leak.Language {
+	order := c.client(i.Clients[0]).Languages
+	if i.Language == "" {
+		return order
+	}
+	return append([]leak.Language{i.Language}, slices.DeleteFunc(slices.Clone(order), func(l leak.Language) bool { return l == i.Language })...)
+}
+
 func (r *Responder) configured() Config {
 	r.mu.Lock()
 	defer r.mu.Unlock()

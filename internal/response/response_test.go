@@ -359,6 +359,40 @@ func TestMailsShown(t *testing.T) {
 	})
 }
 
+// The mail that is sent, and each that follows, is in the language that was
+// asked for and shown.
+func TestLanguage(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		for n, language := range []string{"en", "nl"} {
+			c := confirmed("keep-serving")
+			c.Language, c.DryRun = language, true
+			shown := d.declare(c)
+			c.DryRun = false
+			i := d.declare(c)
+			time.Sleep(25 * time.Hour)
+			got, err := d.r.Incident(t.Context(), i.ID)
+			if err != nil || len(got.Mails) != 4 {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			first := []string{"SECURITY NOTICE", "BEVEILIGINGSMELDING"}[n]
+			for _, m := range append(shown.Mails, got.Mails...) {
+				if !strings.HasPrefix(m.Text, first) {
+					t.Errorf("%s: revision %d begins with %.40q", language, m.Revision, m.Text)
+				}
+			}
+		}
+		c := confirmed("keep-serving")
+		c.Language = "en"
+		d.stop()
+		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{})
+		if err != nil || s.Look() != nil || !strings.HasPrefix(s.Incident.Mails[0].Text, "SECURITY NOTICE") {
+			t.Errorf("%+v, %v", s, err)
+		}
+		d.start()
+	})
+}
+
 // What each policy does is the same whatever has leaked.
 func TestSteps(t *testing.T) {
 	for _, c := range []struct {

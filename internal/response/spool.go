@@ -71,5 +71,5 @@ func (s *Spooled) Look() error {
 			i.Actions = append(i.Actions, leak.Action{At: i.DeclaredAt, What: "trace_tokens", Outcome: leak.Done, Detail: fmt.Sprint(i.Exposure.Count)})
 		}
 	}
-	return byPerson(&s.config, i, s.config.client(i.Clients[0]).Languages, &s.Incident)
+	return byPerson(&s.config, i, s.config.languages(&i), &s.Incident)
 }

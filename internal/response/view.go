@@ -45,7 +45,7 @@ func (r *Responder) Incident(_ context.Context, id string) (client.Incident, err
 		}
 	}
 	if i.Unqueued() {
-		messages, _ := leak.Compose(i, c.Sender, c.client(i.Clients[0]).Languages) // why they cannot be was an alarm
+		messages, _ := leak.Compose(i, c.Sender, c.languages(&i)) // why they cannot be was an alarm
 		for _, m := range messages {
 			if !slices.ContainsFunc(list, func(d leak.Delivery) bool { return d.MessageID == m.ID }) {
 				out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: m.Subject, Text: m.Body})
