@@ -80,6 +80,7 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (_ leak.Incide
 	if d.Draft == "" {
 		i, err = r.book.Declare(i, d.NoMail)
 	} else {
+		r.queue(d.Draft)
 		i, err = r.book.Update(d.Draft, func(draft *leak.Incident) error {
 			if err := confirmable(draft, &i); err != nil {
 				return err

@@ -329,6 +329,7 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	}
 	before, mine := len(i.Revisions), false
 	r.mu.Lock()
+	r.queue(i.ID)
 	i, err = r.book.Merge(i.ID, evidence)
 	if err == nil {
 		mine = r.claim(i.ID)
@@ -378,6 +379,7 @@ func (r *Responder) get(id string) (leak.Incident, error) {
 func (r *Responder) change(id string, f func(*leak.Incident) error) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.queue(id)
 	i, err := r.book.Update(id, f)
 	if err != nil {
 		return i, false, unrecorded(err)

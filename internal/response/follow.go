@@ -78,6 +78,9 @@ func (r *Responder) follow(ctx context.Context, i *leak.Incident, status map[str
 		if _, busy := r.busy[i.ID]; busy {
 			return
 		}
+		if code != "" {
+			r.queue(i.ID)
+		}
 		next, err := r.book.Update(i.ID, f)
 		if err != nil {
 			r.o.Log.Error("an incident could not be written; this is tried again", "incident", i.ID, "error", err)

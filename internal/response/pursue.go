@@ -287,6 +287,14 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Stopped(stopped); now.Queued(); return nil })
 }
 
+// queue queues what is not yet, before another revision overtakes it: where it
+// cannot be, the next one tells its news. The caller holds mu.
+func (r *Responder) queue(id string) {
+	if i, err := r.book.Get(id); err == nil {
+		_, _ = r.report(i) // it is tried again, with an alarm
+	}
+}
+
 func pending(i *leak.Incident, what string) bool {
 	return slices.ContainsFunc(i.Actions, func(a leak.Action) bool { return a.What == what && a.Outcome == leak.Pending })
 }

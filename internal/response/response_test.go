@@ -393,6 +393,72 @@ func TestLanguage(t *testing.T) {
 	})
 }
 
+// A change while the first report waits for its steps overtakes nothing: each
+// revision is mailed to each recipient.
+func TestEachRevision(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.down.hang.Store(true)
+		declared := make(chan struct{})
+		go func() {
+			d.declare(confirmed("quarantine"))
+			close(declared)
+		}()
+		time.Sleep(5 * time.Second)
+		revise := func(i *leak.Incident) error { d.r.revise(i, "More is known."); return nil }
+		if _, err := d.r.change("2000-0001", revise); err != nil {
+			t.Error(err)
+		}
+		<-declared
+		d.down.hang.Store(false)
+		time.Sleep(time.Minute)
+		got := map[string]int{}
+		for _, m := range d.r.deliveries("2000-0001") {
+			got[fmt.Sprint(m.Revision, m.State)]++
+		}
+		if got["1sent"] != 2 || got["2sent"] != 2 {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// What could not be mailed while there was no relay is news in the first mail
+// that can.
+func TestOvertaken(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.stop()
+		relays := d.config.Relays
+		d.config.Relays = nil
+		d.start()
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(25 * time.Hour) // there is an update, too
+		d.config.Relays = relays
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		mails := d.relay.taken()
+		if len(mails) != 2 || strings.Contains(mails[0]+mails[1], "In-Reply-To") || strings.Contains(mails[0]+mails[1], "aanvulling") {
+			t.Fatalf("%d mails, or one follows what nobody had", len(mails))
+		}
+		next, err := d.r.change(i.ID, func(i *leak.Incident) error {
+			i.Actions = append(i.Actions, leak.Action{At: d.r.now(), What: "rotate", Outcome: leak.Done})
+			d.r.revise(i, "")
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.r.pursue(t.Context(), next.ID)
+		time.Sleep(time.Minute)
+		if mails = d.relay.taken(); len(mails) != 4 || !strings.Contains(mails[3], "In-Reply-To: <2000-0001.2.") {
+			t.Errorf("%d mails, or the next one is in no thread", len(mails))
+		}
+	})
+}
+
 // What each policy does is the same whatever has leaked.
 func TestSteps(t *testing.T) {
 	for _, c := range []struct {
