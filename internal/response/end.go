@@ -229,17 +229,18 @@ func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.Incide
 	return r.view(&closed), nil
 }
 
-// unreported says what of the report is neither delivered nor told by hand;
-// empty: nothing.
+// unreported says what of the report is neither delivered nor told by hand, of
+// the addresses that are configured now; empty: nothing.
 func (r *Responder) unreported(i *leak.Incident, told map[string]string) string {
+	c := r.configured()
 	var left []string
 	add := func(to string) {
-		if told[to] == "" && !slices.Contains(left, to) {
+		if told[to] == "" && c.tells(i, to) && !slices.Contains(left, to) {
 			left = append(left, to)
 		}
 	}
-	if i.Unqueued() {
-		for _, to := range slices.Concat(i.Issuer.Contacts, i.CopyTo) {
+	for _, to := range slices.Concat(c.addresses(i)) {
+		if i.Unqueued() || !slices.Contains(i.Issuer.Contacts, to) && !slices.Contains(i.CopyTo, to) { // it is new
 			add(to)
 		}
 	}

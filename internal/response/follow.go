@@ -123,12 +123,32 @@ func (r *Responder) follow(ctx context.Context, i *leak.Incident, status map[str
 			return nil
 		})
 	}
+	r.readdress(i, change)
 	if !i.NextUpdate.IsZero() && !now.Before(i.NextUpdate) {
 		change("updated", func(i *leak.Incident) error {
 			r.revise(i, "Er zijn geen nieuwe feiten.\nThere is nothing new.")
 			return nil
 		})
 	}
+}
+
+// readdress takes changed addresses from the configuration, and tells whoever
+// was not told yet.
+func (r *Responder) readdress(i *leak.Incident, change func(string, func(*leak.Incident) error)) {
+	c := r.configured()
+	contacts, copyTo := c.addresses(i)
+	if slices.Equal(contacts, i.Issuer.Contacts) && slices.Equal(copyTo, i.CopyTo) {
+		return
+	}
+	had := slices.Concat(i.Issuer.Contacts, i.CopyTo)
+	change("readdressed", func(i *leak.Incident) error {
+		r.o.Log.Info("whom an incident is reported to changes with the configuration", "incident", i.ID, "before", had, "now", slices.Concat(contacts, copyTo))
+		i.Issuer.Contacts, i.CopyTo = contacts, copyTo
+		if slices.ContainsFunc(slices.Concat(contacts, copyTo), func(a string) bool { return !slices.Contains(had, a) }) {
+			r.revise(i, "Deze melding gaat nu ook naar iemand die ze nog niet kreeg.\nThis report goes to somebody now who did not have it yet.")
+		}
+		return nil
+	})
 }
 
 // delivered are the incident's deliveries, if more are there than it says.
@@ -252,11 +272,13 @@ func (r *Responder) replaced(ctx context.Context, i *leak.Incident, status map[s
 func (r *Responder) undelivered() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.outbox == nil {
+	o := r.posting.Load()
+	if o == nil {
 		return
 	}
+	list, _ := r.book.List()
 	told, why := map[string][]string{}, map[string]string{}
-	for _, d := range r.outbox.Undelivered(cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)) {
+	for _, d := range o.undelivered(list) {
 		if r.often(d.MessageID) {
 			continue
 		}

@@ -242,6 +242,7 @@ func (r *Responder) revise(i *leak.Incident, why string) {
 	if i.NextUpdate.Before(now.Add(firstUpdate)) && !i.NextUpdate.IsZero() {
 		i.NextUpdate = now.Add(laterUpdate)
 	}
+	i.Issuer.Contacts, i.CopyTo = r.config.addresses(i)
 	noMail := len(i.Revisions) > 0 && i.Revisions[len(i.Revisions)-1].NoMail
 	i.Revise(now, why, noMail)
 }
@@ -285,6 +286,37 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 		return i, err
 	}
 	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Stopped(stopped); now.Queued(); return nil })
+}
+
+// addresses are whom i is reported to by the configuration as it is now: one
+// that was wrong can be put right.
+func (c *Config) addresses(i *leak.Incident) (contacts, copyTo []string) {
+	contacts, copyTo = i.Issuer.Contacts, i.CopyTo
+	if one, ok := c.Clients[i.Clients[0]]; ok {
+		contacts = one.Issuer.Contacts
+	}
+	if len(c.CopyTo) > 0 {
+		copyTo = c.CopyTo
+	}
+	return contacts, copyTo
+}
+
+// tells says whether the report of i is for that address.
+func (c *Config) tells(i *leak.Incident, address string) bool {
+	contacts, copyTo := c.addresses(i)
+	return slices.Contains(contacts, address) || slices.Contains(copyTo, address)
+}
+
+// undelivered are the mails that no relay has taken in time, but for those to an
+// address that is configured no more; all are the incidents.
+func (p *posting) undelivered(all []leak.Incident) (list []leak.Delivery) {
+	for _, d := range p.outbox.Undelivered(p.late) {
+		n := slices.IndexFunc(all, func(i leak.Incident) bool { return i.ID == d.Incident })
+		if n < 0 || p.config.tells(&all[n], d.Recipient) {
+			list = append(list, d)
+		}
+	}
+	return list
 }
 
 // queue queues what is not yet, before another revision overtakes it: where it

@@ -53,10 +53,11 @@ type Responder struct {
 	tracing   chan struct{}                     // has one element while somebody reads the audit log
 }
 
-// posting is the outbox, and when a mail in it is late.
+// posting is the outbox, when a mail in it is late, and whom mails are for.
 type posting struct {
 	outbox *leak.Outbox
 	late   time.Duration
+	config Config
 }
 
 // Options are what a Responder works with.
@@ -198,7 +199,7 @@ func (p *Prepared) Commit() {
 	}
 	r.config = c
 	if r.outbox != nil {
-		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter)})
+		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter), c})
 	}
 }
 

@@ -214,7 +214,7 @@ func TestRenamed(t *testing.T) {
 		i := d.declare(confirmed("quarantine"))
 		rename := func() {
 			list := d.clients()
-			list[0].Name = "other-name"
+			list[slices.IndexFunc(list, func(c broker.Client) bool { return c.Name == "vdab" })].Name = "other-name"
 			if err := d.b.Apply(list); err != nil {
 				t.Fatal(err)
 			}
@@ -407,7 +407,7 @@ func TestEachRevision(t *testing.T) {
 		}()
 		time.Sleep(5 * time.Second)
 		revise := func(i *leak.Incident) error { d.r.revise(i, "More is known."); return nil }
-		if _, err := d.r.change("2000-0001", revise); err != nil {
+		if _, _, err := d.r.change("2000-0001", revise); err != nil {
 			t.Error(err)
 		}
 		<-declared
@@ -443,7 +443,7 @@ func TestOvertaken(t *testing.T) {
 		if len(mails) != 2 || strings.Contains(mails[0]+mails[1], "In-Reply-To") || strings.Contains(mails[0]+mails[1], "aanvulling") {
 			t.Fatalf("%d mails, or one follows what nobody had", len(mails))
 		}
-		next, err := d.r.change(i.ID, func(i *leak.Incident) error {
+		next, mine, err := d.r.change(i.ID, func(i *leak.Incident) error {
 			i.Actions = append(i.Actions, leak.Action{At: d.r.now(), What: "rotate", Outcome: leak.Done})
 			d.r.revise(i, "")
 			return nil
@@ -451,10 +451,65 @@ func TestOvertaken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.r.pursue(t.Context(), next.ID)
+		d.r.pursue(t.Context(), next.ID, mine)
 		time.Sleep(time.Minute)
 		if mails = d.relay.taken(); len(mails) != 4 || !strings.Contains(mails[3], "In-Reply-To: <2000-0001.2.") {
 			t.Errorf("%d mails, or the next one is in no thread", len(mails))
+		}
+	})
+}
+
+// An address that is wrong holds an incident open until the configuration is put
+// right: then the right one is told, and the wrong one counts no more.
+func TestReaddressed(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.relay.mu.Lock()
+		d.relay.refuse = "ict_iam@"
+		d.relay.mu.Unlock()
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(time.Minute)
+		end := client.IncidentClose{OldStillValid: "It ends on Monday."}
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		_, err := d.r.Close(t.Context(), d.caller, i.ID, end)
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example")
+		if open, _, mails := d.r.Summaries(); open[0].Undelivered == 0 || mails["late"] == 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		one := d.config.Clients["vdab"]
+		one.Issuer.Contacts = []string{"iam@issuer.example"}
+		d.config.Clients = map[string]Client{"vdab": one}
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, end)
+		wantCode(t, err, client.InvalidRequest, "not delivered to iam@issuer.example")
+		told := func() bool {
+			return strings.Contains(strings.Join(d.relay.taken(), ""), "To: <iam@issuer.example>")
+		}
+		time.Sleep(time.Minute)
+		if !told() {
+			t.Error("the right address is not told")
+		}
+		if open, _, mails := d.r.Summaries(); open[0].Undelivered != 0 || mails["late"] != 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		record, err := d.r.book.Get(i.ID)
+		if err != nil || !slices.Equal(record.Issuer.Contacts, one.Issuer.Contacts) {
+			t.Errorf("%+v, %v", record.Issuer, err)
+		}
+		alarms, mails := d.alarms()["undelivered"], len(d.relay.taken())
+		time.Sleep(5 * time.Hour)
+		if n := d.alarms()["undelivered"]; n != alarms || len(d.relay.taken()) != mails {
+			t.Errorf("%d alarms, had %d; %d mails, had %d", n, alarms, len(d.relay.taken()), mails)
+		}
+		if _, err = d.r.Close(t.Context(), d.caller, i.ID, end); err != nil {
+			t.Error(err)
 		}
 	})
 }

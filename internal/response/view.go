@@ -71,21 +71,21 @@ func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
 	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
 	late := map[string]int{}
+	var list []leak.Incident
+	if last := r.book.last.Load(); last != nil {
+		list = *last
+	} else {
+		list, _ = r.book.List()
+	}
 	after, mailing := undeliveredAfter, false // without an outbox a person writes
 	if o := r.posting.Load(); o != nil {
 		after, mailing = o.late, true
 		for _, d := range o.outbox.Deliveries("") {
 			mails[string(d.State)]++
 		}
-		for _, d := range o.outbox.Undelivered(after) {
+		for _, d := range o.undelivered(list) {
 			late[d.Incident]++
 		}
-	}
-	var list []leak.Incident
-	if last := r.book.last.Load(); last != nil {
-		list = *last
-	} else {
-		list, _ = r.book.List()
 	}
 	for _, i := range list {
 		counts[string(i.State)]++
