@@ -37,19 +37,21 @@ func (r *Responder) Incident(_ context.Context, id string) (client.Incident, err
 	}
 	c, list := r.configured(), r.deliveries(i.ID)
 	out := view(&c, &i, list)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	for n, d := range list {
-		if m, ok := r.outbox.Message(d.MessageID); ok {
+		if m, ok := r.posting.Load().outbox.Message(d.MessageID); ok {
 			out.Mails[n].Subject, out.Mails[n].Text = m.Subject, m.Body
 		}
 	}
-	if i.Unqueued() {
-		messages, _ := leak.Compose(i, c.Sender, c.languages(&i)) // why they cannot be was an alarm
-		for _, m := range messages {
-			if !slices.ContainsFunc(list, func(d leak.Delivery) bool { return d.MessageID == m.ID }) {
-				out.Mails = append(out.Mails, client.Mail{To: m.Recipient, Revision: m.Revision, Subject: m.Subject, Text: m.Body})
-			}
+	if !i.Unqueued() {
+		return out, nil
+	}
+	r.mu.Lock()
+	i.Stopped(r.stopped(&i))
+	r.mu.Unlock()
+	mails, _ := c.mails(leak.Compose(i, c.Sender, c.languages(&i))) // why they cannot be was an alarm
+	for _, m := range mails {
+		if !slices.ContainsFunc(out.Mails, func(o client.Mail) bool { return o.To == m.To && o.Revision == m.Revision }) {
+			out.Mails = append(out.Mails, m)
 		}
 	}
 	return out, nil
