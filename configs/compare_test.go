@@ -98,6 +98,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"nothing to say", leak + minimal, nil},
 		{"no leak", minimal, []string{"no section leak"}},
+		{"no leak, by hand", "leak_by_hand: the desk does\n" + minimal, nil},
 		{"a relay without TLS", strings.Replace(leak, "{ host: h,", "{ host: h, tls: none,", 1) + minimal, []string{"the mail relay \"h\" has tls: none"}},
 		{"a fallback without TLS", strings.Replace(leak, "} }", "}, fallback: [{ host: 10.0.0.1, tls: none }, { host: 127.0.0.2, tls: none }, { host: \"::1\", tls: none }, { host: localhost, tls: none }] }", 1) + minimal,
 			[]string{"the mail relay \"10.0.0.1\" has tls: none"}},
@@ -168,5 +169,28 @@ alarm: { webhook: { url: "https://pager.example/alarm?to=1", proxy: http://proxy
 		"{op-derden.vdab.be:443  [client vdab: token endpoint]} {other.example:465  [leak: mail relay]} {pager.example:443 proxy.corp.example:80 [alarm: webhook]} {smtp.corp.example:587  [leak: mail relay]}]"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// TestUnreported: a leak in production has to be mailed, or somebody says why it
+// is not; a first try needs neither.
+func TestUnreported(t *testing.T) {
+	production, try := minimal, strings.Replace(minimal, "vdab-production", "vdab-test", 1)
+	for _, c := range []struct {
+		name, text string
+		want       int
+	}{
+		{"a first try", try, 0},
+		{"production", production, 1},
+		{"reported", "leak: { organisation: { name: A }, on_call: { name: B, phone: +32 2 000 00 00 }, smtp: { host: h, from: a@b.example } }\n" + production, 0},
+		{"by hand", "leak_by_hand: the desk does\n" + production, 0},
+	} {
+		conf, err := Load(filepath.Join(write(t, map[string]string{"broker.yaml": c.text}), "broker.yaml"), Options{Offline: true})
+		if err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if got := conf.Unreported(); len(got) != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
 	}
 }

@@ -34,6 +34,9 @@ type Config struct {
 	// Leak says who reports a leak, and how. Missing: leaks cannot be
 	// reported by mail.
 	Leak *Leak `yaml:"leak"`
+	// LeakByHand is why there is no section leak: a person reports leaks.
+	// Missing: broker check refuses a client of production without that section.
+	LeakByHand string `yaml:"leak_by_hand"`
 	// Audit is the audit log.
 	Audit audit.Config `yaml:"audit"`
 	// Admin says who may administer the daemon.
@@ -223,7 +226,7 @@ type Rotation struct {
 
 // LeakPolicy says what happens to a client whose credentials leak: quarantine
 // hands nothing over any more, rotate looks for a new version and serves on,
-// keep-serving does neither.
+// keep-serving does neither. The first two have tokens revoked.
 type LeakPolicy struct {
 	// Confirmed is for a leak that is certain. Missing: whoever declares it has
 	// to say.

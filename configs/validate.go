@@ -48,6 +48,7 @@ func (c *Config) validate(r *report, whole bool) {
 	k.filePaths()
 	k.owned("audit", c.Audit.Validate())
 	if c.Leak != nil {
+		k.when(c.LeakByHand != "", "leak_by_hand", "there is a section leak, too", "one of the two", "")
 		k.leak(c.Leak)
 	}
 	for path, list := range map[string][]string{"admin.observe": c.Admin.Observe, "admin.operate": c.Admin.Operate, "admin.incident": c.Admin.Incident} {

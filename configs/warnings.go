@@ -26,7 +26,7 @@ func (c *Config) Warnings(names access.Names) []Problem {
 	if len(c.Clients) == 0 {
 		w.warn(whole, "no client is configured: nobody gets anything", "add one under clients:, or a file in clients.d")
 	}
-	if c.Leak == nil && len(c.Clients) > 0 {
+	if c.Leak == nil && c.LeakByHand == "" && len(c.Clients) > 0 {
 		w.warn(whole, "there is no section leak: a leak cannot be reported by mail", "add leak: with organisation, on_call and smtp")
 	}
 	if len(c.Alarm.Command) > 0 {
@@ -57,6 +57,20 @@ func (c *Config) Warnings(names access.Names) []Problem {
 				"as in leak_contacts: [security@issuer.example]; leak_contacts: [] if that is meant")
 		}
 		w.client(name, client, names)
+	}
+	return w.found
+}
+
+// Unreported is what broker check refuses, and the daemon does not: it goes on
+// serving after an update. It names the clients of production whose leak no
+// mail would report.
+func (c *Config) Unreported() Problems {
+	w := &warner{re: newPatterns()}
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		if client := c.Clients[name]; c.Leak == nil && c.LeakByHand == "" && client.Environment == "production" {
+			w.warn(client.at, fmt.Sprintf("the client %s is of production, and no mail would report its leak: there is no section leak", quote(name)),
+				"as in leak: { organisation: { name: NAME }, on_call: { name: NAME, phone: NUMBER }, smtp: { host: HOST, from: ADDRESS } }; or leak_by_hand: REASON")
+		}
 	}
 	return w.found
 }

@@ -89,6 +89,10 @@ func (s *server) install(c *configs.Config) error {
 		return err
 	}
 	clients, err := next.clients()
+	var answers *response.Prepared
+	if err == nil {
+		answers, err = s.respond(next)
+	}
 	if err == nil {
 		err = s.broker.Apply(clients)
 	}
@@ -96,9 +100,7 @@ func (s *server) install(c *configs.Config) error {
 		next.close(s.current)
 		return err
 	}
-	if err := s.respond(next); err != nil {
-		return err
-	}
+	answers.Commit()
 	if s.current != nil {
 		s.current.close(next)
 	}

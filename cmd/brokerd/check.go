@@ -28,6 +28,9 @@ func checkCommand() *cobra.Command {
 			if egress {
 				return showEgress(cmd, c, asJSON)
 			}
+			if unreported := c.Unreported(); len(unreported) > 0 {
+				return unreported
+			}
 			return showCheck(cmd, c, asJSON)
 		}}
 	c.Flags().StringVar(&file, "config", file, "configuration file")

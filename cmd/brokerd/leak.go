@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"credentialbroker/configs"
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
@@ -22,16 +23,18 @@ import (
 	"credentialbroker/providers"
 )
 
-// respond gives the configuration to whoever answers leaks.
-func (s *server) respond(next *opened) error {
+// respond prepares the configuration for whoever answers leaks.
+func (s *server) respond(next *opened) (*response.Prepared, error) {
 	c := responseConfig(next.config)
-	if s.response != nil {
-		return s.response.SetConfig(c)
+	if s.response == nil {
+		var err error
+		s.response, err = response.New(response.Options{Dir: s.paths.state, Host: leakHost(), Broker: s.broker, Audit: s.audit, AuditDir: filepath.Join(s.paths.state, "audit"),
+			Clock: s.clock, Log: s.log}, c)
+		if err != nil {
+			return nil, err
+		}
 	}
-	var err error
-	s.response, err = response.New(response.Options{Dir: s.paths.state, Host: leakHost(), Broker: s.broker, Audit: s.audit, AuditDir: filepath.Join(s.paths.state, "audit"),
-		Clock: s.clock, Log: s.log}, c)
-	return err
+	return s.response.Prepare(c)
 }
 
 // leakHost is this machine's name as records have it.
@@ -65,24 +68,21 @@ func responseConfig(c *configs.Config) response.Config {
 	users := map[string][]string{} // of each secret
 	for name, one := range c.Clients {
 		for _, ref := range one.Secret.Refs() {
-			users[secretKey(one, ref)] = append(users[secretKey(one, ref)], name)
+			place := broker.SecretPlace(one.Secret.Provider, ref)
+			users[place] = append(users[place], name)
 		}
 	}
 	for name, one := range c.Clients {
 		client := responseClient(one, language)
 		for _, ref := range one.Secret.Refs() {
-			client.Shares = append(client.Shares, users[secretKey(one, ref)]...)
+			place := broker.SecretPlace(one.Secret.Provider, ref)
+			client.Places, client.Shares = append(client.Places, place), append(client.Shares, users[place]...)
 		}
 		slices.Sort(client.Shares)
 		client.Shares = slices.DeleteFunc(slices.Compact(client.Shares), func(other string) bool { return other == name })
 		r.Clients[name] = client
 	}
 	return r
-}
-
-func secretKey(c configs.Client, ref providers.Ref) string {
-	ref.Version = ""
-	return c.Secret.Provider + " " + ref.String()
 }
 
 func responseClient(c configs.Client, language string) response.Client {
@@ -187,6 +187,11 @@ func (s *server) readBundle(ctx context.Context, o *opened, from configs.Secret,
 		return err
 	}
 	defer b.Wipe()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != o {
+		return nil // the relay may be another one now; a reload asks for its logins itself
+	}
 	return use(b.Fields)
 }
 

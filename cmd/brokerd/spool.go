@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 
 	"credentialbroker/api/client"
 	"credentialbroker/configs"
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/leak"
@@ -61,7 +63,7 @@ func spool(p paths, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	tellRecorded(out, d, s)
+	tellRecorded(out, d, s, audit.Written(filepath.Join(p.state, "audit")))
 	err = s.Look() // after that: it reads the whole audit log
 	tellSpooled(out, c, d, s.Incident, err)
 	if s.Err != nil {
@@ -87,14 +89,17 @@ func tellUnknown(out io.Writer) {
 	printf(out, "\n")
 }
 
-// tellRecorded says first whether the incident is recorded.
-func tellRecorded(out io.Writer, d client.Declaration, s *response.Spooled) {
+// tellRecorded says first whether the incident is recorded, and who acts on it.
+func tellRecorded(out io.Writer, d client.Declaration, s *response.Spooled, runs bool) {
 	switch {
 	case s.Err != nil:
 		printf(out, "NOT RECORDED: %v\nNobody is told, and nothing is stopped, unless you do it: send the mail below, and call.\n"+
 			"No daemon runs, so nothing is handed over now. It stays so, for every client of this host, with\n  %s\n\n", s.Err, stopByHand)
 	case d.DryRun:
 		printf(out, "Nothing is recorded: this is what would be.\n\n")
+	case runs:
+		printf(out, "incident %s: recorded\n\nA daemon runs after all: within seconds it contains what is to be contained, and sends the mail below.\n"+
+			"Make sure with: broker leak show %s\nIf that does not show it, send the mail yourself, and call.\n\n", s.Incident.ID, s.Incident.ID)
 	default:
 		printf(out, "incident %s: recorded\n\nNo daemon runs: nothing is handed over now. At its next start it contains what is to be contained, and sends\n"+
 			"its mail. If that is not at once, send the one below yourself, and call.\n\n", s.Incident.ID)

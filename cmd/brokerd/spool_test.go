@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const leakYAML = `leak:
@@ -88,5 +89,26 @@ func TestSpool(t *testing.T) {
 	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "--config FILE") || !strings.Contains(out, "- VDAB: ict_iam@vdab.be, security@vdab.be\n") ||
 		!strings.Contains(out, "systemctl stop credential-broker.socket") {
 		t.Errorf("without a configuration: %d\n%s", code, out)
+	}
+}
+
+// TestSpoolBeside: it came back, or was there on another socket. It is
+// named, and acts.
+func TestSpoolBeside(t *testing.T) {
+	s := newSite(t)
+	s.write("broker.yaml", s.config()+leakYAML)
+	s.start()
+	defer s.stop(syscall.SIGTERM)
+	code, out := s.spool(`{"client":"vdab","severity":"confirmed","what":["client_secret"],"happened":"It stood in a repository.","policy":"quarantine"}`)
+	if code != 0 || !strings.Contains(out, "-0001: recorded\n") || !strings.Contains(out, "A daemon runs after all") {
+		t.Errorf("%d\n%.300s", code, out)
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if code, _ := s.do("broker.sock", "GET", "/v1/clients/vdab/token", ""); code == 409 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the daemon does not contain it")
+		}
 	}
 }

@@ -157,7 +157,7 @@ func dist(name string) string { return filepath.Join(real.Root(), "dist", name) 
 // configure writes the configuration, and has the command line check it.
 func (w *world) configure(providers string) {
 	w.t.Helper()
-	text := fmt.Sprintf("providers:\n  store:\n    file: { path: %s, identity_file: %s, insecure_identity: true }\n%s\nclients:\n%s\naudit: { anchor: none }\n",
+	text := fmt.Sprintf("providers:\n  store:\n    file: { path: %s, identity_file: %s, insecure_identity: true }\n%s\nclients:\n%s\naudit: { anchor: none }\nleak_by_hand: a test\n",
 		w.path("secrets"), w.path("identity"), providers, w.clients.String())
 	if err := os.WriteFile(w.path("broker.yaml"), []byte(text), 0o600); err != nil {
 		w.t.Fatal(err)

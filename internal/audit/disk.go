@@ -134,6 +134,10 @@ func (d *disk) acquire() error {
 		err = fmt.Errorf("audit log: %s belongs to uid %d, and this process is uid %d: chown it", d.dir, st.Uid, os.Geteuid())
 	default:
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		for n := 0; n < 5 && errors.Is(err, unix.EWOULDBLOCK); n++ { // it may be Written that looks
+			time.Sleep(20 * time.Millisecond)
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = fmt.Errorf("audit log: another daemon writes to %s: stop it, or give this one a state directory of its own", d.dir)
 		}
@@ -144,6 +148,16 @@ func (d *disk) acquire() error {
 	}
 	d.lock = f
 	return nil
+}
+
+// Written says whether a process has the log in dir open to write to it.
+func Written(dir string) bool {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 func (d *disk) close() {

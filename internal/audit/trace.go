@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -61,15 +62,15 @@ const (
 )
 
 // TraceClients follows what clients had from one time to another. It reads the
-// log from a day before on. Lines that cannot be read are passed over: Verify
-// finds them.
-func TraceClients(dir string, clients []string, from, to time.Time) (Trace, error) {
+// log from a day before on, until ctx ends. Lines that cannot be read are passed
+// over: Verify finds them.
+func TraceClients(ctx context.Context, dir string, clients []string, from, to time.Time) (Trace, error) {
 	names := make([][]byte, 0, len(clients))
 	for _, c := range clients {
 		names = append(names, []byte(`"client":"`+c+`"`)) // a client's name needs no escape
 	}
 	t := tracer{tokens: map[string]*TracedToken{}}
-	err := t.read(dir, from.Add(-maxLife), func(line []byte) bool {
+	err := t.read(ctx, dir, from.Add(-maxLife), func(line []byte) bool {
 		return !slices.ContainsFunc(names, func(n []byte) bool { return bytes.Contains(line, n) })
 	}, func(e *Entry) { t.take(e, from, to) })
 	out := t.result(from, to)
@@ -95,7 +96,7 @@ func begins(dir string) (time.Time, error) {
 func TraceToken(dir, fingerprint string) (token TracedToken, found bool, err error) {
 	t := tracer{tokens: map[string]*TracedToken{}}
 	mark, id := []byte(`"fingerprint":"`+fingerprint+`"`), ""
-	err = t.read(dir, time.Time{}, func(line []byte) bool { return !bytes.Contains(line, mark) && !namedBy(line, fingerprint) },
+	err = t.read(context.Background(), dir, time.Time{}, func(line []byte) bool { return !bytes.Contains(line, mark) && !namedBy(line, fingerprint) },
 		func(e *Entry) {
 			if e.Fingerprint == fingerprint {
 				t.take(e, time.Time{}, time.Time{})
@@ -133,16 +134,18 @@ type tracer struct {
 	last   time.Time // of those beyond
 }
 
-func (t *tracer) read(dir string, from time.Time, skip func([]byte) bool, take func(*Entry)) error {
+func (t *tracer) read(ctx context.Context, dir string, from time.Time, skip func([]byte) bool, take func(*Entry)) error {
 	c, err := seekTime(dir, from)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	c.skip = skip
+	c.skip = func(line []byte) bool { return ctx.Err() == nil && skip(line) }
 	for {
 		e, err := c.next()
 		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
 		case errors.Is(err, io.EOF):
 			return nil
 		case fatal(err):

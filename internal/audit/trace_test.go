@@ -1,8 +1,10 @@
 package audit
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,7 +57,12 @@ func TestTrace(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		got, err := TraceClients(dir, []string{"vdab", "zgw"}, from, to)
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got, err := TraceClients(over, dir, []string{"vdab"}, from, to); !errors.Is(err, context.Canceled) || len(got.Tokens) != 0 {
+			t.Errorf("when the time is over: %+v, %v", got, err)
+		}
+		got, err := TraceClients(t.Context(), dir, []string{"vdab", "zgw"}, from, to)
 		if err != nil || len(got.Tokens) != 3 || got.More != 0 {
 			t.Fatalf("%+v, %v", got, err)
 		}

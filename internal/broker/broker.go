@@ -286,7 +286,7 @@ func newClientSet(m map[string]*cachedClient) *clientSet {
 // client makes the client of cfg from what it was before.
 func (b *Broker) client(cfg Client, old *cachedClient, delay time.Duration) (*cachedClient, error) {
 	rules, problems := access.Compile(cfg.Allow, cfg.Limits, access.SystemNames())
-	c := &cachedClient{cfg: cfg, rules: rules, problems: problems, state: &clientState{revoking: make(chan struct{}, 1)}}
+	c := &cachedClient{cfg: cfg, rules: rules, problems: problems, places: places(cfg.ProviderName, cfg.Rotation.Spec), state: &clientState{revoking: make(chan struct{}, 1)}}
 	for _, h := range cfg.Headers {
 		t, err := parseHeader(h)
 		if err != nil {

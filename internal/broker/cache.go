@@ -51,6 +51,7 @@ type cachedClient struct {
 	headers  []headerTemplate
 	cred     *rotation.Credential
 	issuer   *oidc.Client // nil: an API key alone
+	places   []string     // of its secret
 	stop     context.CancelFunc
 	state    *clientState
 }

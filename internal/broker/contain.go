@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -12,15 +13,16 @@ import (
 // Rules of this file: who decides, records and remembers a quarantine is not
 // the Broker; it keeps to it, from before its first hand-over on.
 
-// Contain sets the clients of which nothing is handed over, and the incident
-// that is why, in place of those of before. What is about to leave when it
-// returns does not, unless its last check was before. Call it before Run, and
-// after a quarantine has become durable.
+// Contain sets the clients of which nothing is handed over, by name or by
+// [SecretPlace], and the incident that is why, in place of those of before. A place
+// holds under whatever name a client has its secret there, from Apply on. What
+// is about to leave when Contain returns does not, unless its last check was
+// before. Call it before Run, and after a quarantine has become durable.
 func (b *Broker) Contain(incidents map[string]string) {
 	b.contained.Store(&incidents)
 	b.news.tellAll()
 	for name, cl := range b.clients.Load().byName {
-		if _, contained := incidents[name]; contained {
+		if b.incident(name) != "" {
 			continue
 		}
 		for _, e := range cl.all() { // what was let go may be renewed again
@@ -32,10 +34,45 @@ func (b *Broker) Contain(incidents map[string]string) {
 // incident is why a client is quarantined; empty: it is not.
 func (b *Broker) incident(name string) string {
 	m := b.contained.Load()
-	if m == nil {
+	if m == nil || len(*m) == 0 {
 		return ""
 	}
-	return (*m)[name]
+	if id := (*m)[name]; id != "" {
+		return id
+	}
+	if cl := b.clients.Load().byName[name]; cl != nil {
+		for _, place := range cl.places {
+			if id := (*m)[place]; id != "" {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// SecretPlace names where a secret lies, whatever its version: it holds a space, and
+// so is no client's name.
+func SecretPlace(provider string, ref providers.Ref) string {
+	ref.Version, ref.Mount = "", cmp.Or(ref.Mount, "secret") // as providers.Ref has it
+	return provider + " " + ref.String()
+}
+
+func places(provider string, spec providers.Spec) (list []string) {
+	for _, ref := range spec.Refs() {
+		list = append(list, SecretPlace(provider, ref))
+	}
+	return list
+}
+
+// At lists the clients whose secret is, in whole or in part, at a place.
+func (b *Broker) At(place string) (names []string) {
+	all := b.clients.Load()
+	for _, name := range all.names {
+		if slices.Contains(all.byName[name].places, place) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // Quarantined says whether nothing of the client may be handed over, without
@@ -66,13 +103,8 @@ func (b *Broker) Sharing(name string) []string {
 }
 
 func shares(a, b *cachedClient) bool {
-	if a.cfg.ProviderName == b.cfg.ProviderName {
-		theirs := b.cfg.Rotation.Spec.Refs()
-		for _, r := range a.cfg.Rotation.Spec.Refs() {
-			if slices.ContainsFunc(theirs, func(o providers.Ref) bool { return o.Path == r.Path && o.Mount == r.Mount }) {
-				return true
-			}
-		}
+	if slices.ContainsFunc(a.places, func(place string) bool { return slices.Contains(b.places, place) }) {
+		return true
 	}
 	x, y := a.cred.Current(), b.cred.Current()
 	if x == nil || y == nil {

@@ -91,6 +91,37 @@ func TestContainStopsWhatIsUnderWay(t *testing.T) {
 	})
 }
 
+// A place is contained under whatever name a reload gives it, at once, and no
+// other place is.
+func TestContainedPlace(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.mustGet()
+		w.b.Contain(map[string]string{SecretPlace("store", providers.Ref{Path: "vdab", Version: "7"}): "2026-0007"})
+		_, err := w.get(Request{})
+		wantCode(t, err, client.Quarantined)
+		list := w.config()
+		list[0].Name = "renamed"
+		elsewhere := list[0]
+		elsewhere.Name, elsewhere.ProviderName = "elsewhere", "store-2"
+		if err := w.b.Apply(append(list, elsewhere)); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.get(Request{Client: "renamed"})
+		wantCode(t, err, client.Quarantined)
+		if _, err = w.get(Request{Client: "elsewhere"}); err != nil {
+			t.Error(err)
+		}
+		if got := w.b.At(SecretPlace("store", providers.Ref{Path: "vdab"})); !slices.Equal(got, []string{"renamed"}) {
+			t.Errorf("at the place: %v", got)
+		}
+		w.b.Contain(nil)
+		if _, err = w.get(Request{Client: "renamed"}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestSharing(t *testing.T) {
 	inWorld(t, func(w *world) {
 		t := w.t
@@ -110,6 +141,9 @@ func TestSharing(t *testing.T) {
 			at("key", "elsewhere", ref("key"))
 			at("apart", "elsewhere", ref("apart"))
 			at("number", "elsewhere", ref("vdab-2"))
+			at("manager", "elsewhere", ref("vdab"))
+			at("mount", "store", providers.Spec{Ref: providers.Ref{Mount: "kv", Path: "vdab"}})
+			at("said", "store", providers.Spec{Ref: providers.Ref{Mount: "secret", Path: "vdab", Version: "1"}})
 			return list
 		}
 		w.restart()
@@ -118,7 +152,7 @@ func TestSharing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got, want := w.b.Sharing("vdab"), []string{"copy", "key", "same", "vdab"}; !slices.Equal(got, want) {
+		if got, want := w.b.Sharing("vdab"), []string{"copy", "key", "said", "same", "vdab"}; !slices.Equal(got, want) {
 			t.Errorf("shared by %v, want %v", got, want)
 		}
 		if got := w.b.Sharing("apart"); !slices.Equal(got, []string{"apart"}) {

@@ -236,6 +236,12 @@ func (b *Book) Update(id string, change func(*Incident) error) (Incident, error)
 	return i, put(b.store, &i)
 }
 
+// Spooled says whether something waits to be absorbed; it is a cheap look.
+func (b *Book) Spooled() bool {
+	names, err := b.spool.names()
+	return err == nil && len(names) > 0
+}
+
 // Absorb takes in what was spooled, and returns it: to be contained and
 // reported. A crash anywhere in it neither loses nor doubles an incident. What
 // cannot be read stays, and is in the error.

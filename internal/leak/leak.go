@@ -45,6 +45,8 @@ type Incident struct {
 	// Unchecked: whether these hold a secret is not known yet. They are not
 	// mailed until it is.
 	Unchecked bool `json:"unchecked,omitempty"`
+	// Language comes first in its mails. Empty: the configuration says.
+	Language Language `json:"language,omitempty"`
 	// Window is when strangers may have had it.
 	Window Window `json:"window"`
 	// PersonalData says whether personal data could be reached with it.
@@ -62,6 +64,9 @@ type Incident struct {
 	// Renewed are the names of versions of which it was shown, or a person has
 	// confirmed, that what has leaked is another in them, by client.
 	Renewed map[string]string `json:"renewed,omitempty"`
+	// Places are where the secrets that have leaked lie, in the broker's words,
+	// and which client had it there: it may get another name.
+	Places map[string]string `json:"places,omitempty"`
 	// ClientID is the public identifier at the issuer.
 	ClientID string `json:"client_id,omitempty"`
 	// KnownHosts is how many hosts have the credentials, by the configuration. 0:

@@ -290,6 +290,18 @@ func (o *Outbox) Deliveries(id string) []Delivery {
 	return o.pick(func(it *item) bool { return id == "" || it.Incident == id })
 }
 
+// Message is the one with that Message-ID.
+func (o *Outbox) Message(id string) (m Message, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, it := range o.items {
+		if it.MessageID == id {
+			return it.Message, true
+		}
+	}
+	return m, false
+}
+
 // Undelivered are the messages that no relay has taken after that long, and
 // those that every relay refuses.
 func (o *Outbox) Undelivered(after time.Duration) []Delivery {

@@ -109,7 +109,7 @@ type Message struct {
 	ID        string `json:"message_id"`
 	From      string `json:"from"` // of the envelope
 	Subject   string `json:"subject"`
-	Body      string `json:"-"`    // the text, for people to look at; not kept
+	Body      string `json:"text"` // for people to look at
 	Data      []byte `json:"data"` // the mail as it is sent (RFC 5322)
 }
 
@@ -215,7 +215,7 @@ func newReport(i *Incident, s Sender, own bool) Report {
 		r.Kind, r.Why = "first", ""
 	}
 	for _, v := range i.Revisions[:len(i.Revisions)-1] {
-		if !v.NoMail && (own || !v.Draft) {
+		if i.mailed(v, own) {
 			before = v.At
 		}
 	}
@@ -282,11 +282,17 @@ func (d *Declarer) caller() string {
 // first is the number of the first revision that a role was mailed.
 func (i *Incident) first(own bool) int {
 	for _, r := range i.Revisions {
-		if !r.NoMail && (own || !r.Draft) {
+		if i.mailed(r, own) {
 			return r.N
 		}
 	}
 	return 0
+}
+
+// mailed says whether a role was mailed a revision, or is now: one that another
+// overtook before it could be queued never was.
+func (i *Incident) mailed(r Revision, own bool) bool {
+	return !r.NoMail && (own || !r.Draft) && (r.Queued || r.N == len(i.Revisions))
 }
 
 func compose(i *Incident, s Sender, languages []Language, to string, own, byHand bool) (Message, error) {

@@ -61,6 +61,7 @@ func stage(severity Severity, rotation, kind string) Incident {
 			Exposure: Exposure{Count: 1, LastExpiry: at.Add(14 * time.Minute), Tokens: []IssuedToken{{JTI: "d2a7", Issued: at, Expires: at.Add(14 * time.Minute)}}},
 			Holders:  []Holder{{UID: 1001, Unit: "batch.service", Held: "token", First: at, Last: at}}}}
 		i.Actions = append(i.Actions, Action{At: later, What: "merge_evidence", Outcome: Done, Detail: "web2"})
+		i.Queued()
 		i.Revise(later, "A second host had the same credentials.", false)
 		i.Stopped(severity == Confirmed)
 	}
@@ -71,6 +72,7 @@ func stage(severity Severity, rotation, kind string) Incident {
 			i.Closing.StillValid = "The issuer keeps the old secret until Monday."
 		}
 		i.Actions = append(i.Actions, Action{At: end, What: "install_version", Outcome: Done, Detail: "8"})
+		i.Queued()
 		i.Revise(end, "", false)
 	}
 	i.Drill = kind == "drill"
@@ -312,6 +314,7 @@ func TestWhoIsTold(t *testing.T) {
 func TestConfirmedDraftIsTheIssuersFirstMail(t *testing.T) {
 	i := sample()
 	i.Revisions[0].Draft = true
+	i.Queued()
 	i.Revise(at.Add(time.Minute), "Confirmed by a person.", false)
 	messages, err := Compose(i, sender(), []Language{English})
 	if err != nil {
@@ -354,6 +357,7 @@ func TestHostileTextStaysText(t *testing.T) {
 	i.Happened, i.Where, i.FoundBy, i.ClientID, i.KeyID, i.Environment, i.Issuer.Name = hostile, hostile, hostile, hostile, hostile, hostile, hostile
 	i.DeclaredBy.Claimed = hostile
 	i.Actions[0].Detail, i.Holders[0].Unit = hostile, hostile
+	i.Queued()
 	i.Revisions = append(i.Revisions, Revision{N: 2, At: at, Why: clean(hostile, longText)})
 	s := sender()
 	s.Name, s.Phone, s.Organisation.Name = hostile, hostile, hostile

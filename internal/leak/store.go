@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -167,11 +168,14 @@ func (s store) names() ([]string, error) {
 	return names, nil
 }
 
-// sweep removes what a crash has left half-written.
+// sweep removes what a crash has left half-written. What is of the last hour is
+// left alone: another process may be writing it.
 func (s store) sweep() {
 	left, _ := filepath.Glob(filepath.Join(s.dir, ".new-*"))
 	for _, name := range left {
-		_ = os.Remove(name) // it is tried again at the next start
+		if st, err := os.Lstat(name); err == nil && time.Since(st.ModTime()) > time.Hour {
+			_ = os.Remove(name) // it is tried again at the next start
+		}
 	}
 }
 

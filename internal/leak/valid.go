@@ -77,9 +77,11 @@ func (i *Incident) Validate() error {
 		return fmt.Errorf("policy %q is unknown: write keep-serving, quarantine or rotate", i.Policy)
 	case i.Issuer.Rotation != "self-service" && i.Issuer.Rotation != "by-request":
 		return fmt.Errorf("the issuer's rotation %q is unknown: write self-service or by-request", i.Issuer.Rotation)
+	case !slices.Contains([]Language{"", Dutch, English}, i.Language):
+		return fmt.Errorf("language %q is unknown: write nl or en", i.Language)
 	case !i.Window.To.IsZero() && i.Window.To.Before(i.Window.From):
 		return fmt.Errorf("the window ends before it begins")
-	case len(i.Actions) > mostItems || len(i.Others) > mostItems || len(i.Revisions) > mostItems || len(i.Deliveries) > mostItems:
+	case len(i.Actions) > mostItems || len(i.Others) > mostItems || len(i.Revisions) > mostItems || len(i.Deliveries) > mostItems || len(i.Places) > mostItems:
 		return fmt.Errorf("a list in it is longer than %d", mostItems)
 	case (i.State == Closed) != (i.Closing != nil):
 		return fmt.Errorf("closing stands in closed incidents, and only there")

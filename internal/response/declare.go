@@ -80,6 +80,7 @@ func (r *Responder) record(i leak.Incident, d client.Declaration) (_ leak.Incide
 	if d.Draft == "" {
 		i, err = r.book.Declare(i, d.NoMail)
 	} else {
+		r.queue(d.Draft)
 		i, err = r.book.Update(d.Draft, func(draft *leak.Incident) error {
 			if err := confirmable(draft, &i); err != nil {
 				return err
@@ -110,7 +111,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 		return leak.Incident{}, err
 	}
 	i := leak.Incident{Joins: d.Joins, State: leak.Open, Severity: leak.Severity(d.Severity), Happened: d.Happened, Where: d.Where, FoundBy: d.FoundBy,
-		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Clients: []string{d.Client},
+		Window: leak.Window{From: d.From.UTC(), To: d.To.UTC()}, PersonalData: leak.PersonalData(d.PersonalData), Language: leak.Language(d.Language), Clients: []string{d.Client},
 		KnownHosts: one.Hosts, Environment: one.Environment, Issuer: one.Issuer, Organisation: c.Sender.Organisation, CopyTo: c.CopyTo, Policy: leak.Policy(d.Policy),
 		NextUpdate: now.Add(firstUpdate)}
 	for _, w := range d.What {
@@ -129,7 +130,7 @@ func incidentOf(c *Config, d client.Declaration, now time.Time) (leak.Incident, 
 			"policy: say what is to happen to %s: quarantine, rotate or keep-serving; or set leak: { confirmed: … } for the client", d.Client)}
 	}
 	if !tokenOnly(&i) {
-		i.Clients = append(i.Clients, one.Shares...)
+		c.extend(&i, append(i.Clients, one.Shares...))
 	}
 	i.Actions = steps(&i, now)
 	return i, nil
@@ -145,15 +146,16 @@ func (c Client) policy(s leak.Severity) leak.Policy {
 	return c.Suspected
 }
 
-// steps are those that what has leaked, and the policy, ask for.
+// steps are those that what has leaked, and the policy, ask for. Tokens are
+// revoked whatever it was, for whoever had it could get tokens, unless it is to
+// go on as before.
 func steps(i *leak.Incident, now time.Time) []leak.Action {
 	list := []leak.Action{}
 	pending := func(what string) { list = append(list, leak.Action{At: now, What: what, Outcome: leak.Pending}) }
 	if i.Policy == leak.Quarantine {
 		list = append(list, leak.Action{At: now, What: "quarantine", Outcome: leak.Done})
 	}
-	out := slices.ContainsFunc(i.What, func(w leak.Credential) bool { return w == leak.Token || w == leak.Host || w == leak.Unknown })
-	if i.Policy == leak.Quarantine || out && (i.Policy == leak.Rotate || i.Severity == leak.Confirmed) {
+	if i.Policy != leak.KeepServing {
 		pending("revoke_tokens")
 	}
 	if i.Policy == leak.Rotate && !tokenOnly(i) {
@@ -249,7 +251,8 @@ func (r *Responder) refuseText(who *access.Caller, name, text, why string) error
 func (r *Responder) complete(ctx context.Context, i *leak.Incident) {
 	ctx, cancel := context.WithTimeout(ctx, stepTime)
 	defer cancel()
-	i.Clients = r.sharing(i)
+	c := r.configured()
+	c.extend(i, r.sharing(i))
 	if i.Versions = maps.Clone(i.Versions); i.Versions == nil {
 		i.Versions = map[string]string{}
 	}
@@ -293,12 +296,38 @@ func (r *Responder) sharing(i *leak.Incident) []string {
 	if installed(i) { // what they share now has not leaked
 		return all
 	}
-	for _, name := range r.o.Broker.Sharing(i.Clients[0]) {
+	more := r.o.Broker.Sharing(i.Clients[0])
+	for _, place := range slices.Sorted(maps.Keys(i.Places)) {
+		more = append(more, r.o.Broker.At(place)...)
+	}
+	for _, name := range more {
 		if !slices.Contains(all, name) {
 			all = append(all, name)
 		}
 	}
 	return all
+}
+
+// extend makes i one of these clients, and notes where their secrets lie. One
+// that has another's place has another's leak.
+func (c *Config) extend(i *leak.Incident, clients []string) {
+	i.Clients = clients
+	if tokenOnly(i) {
+		return
+	}
+	i.Places, i.Versions = maps.Clone(i.Places), maps.Clone(i.Versions)
+	for _, name := range clients {
+		for _, place := range c.Clients[name].Places {
+			switch was, known := i.Places[place]; {
+			case i.Places == nil:
+				i.Places = map[string]string{place: name}
+			case !known:
+				i.Places[place] = name
+			case i.Versions[name] == "" && i.Renewed[name] == "" && i.Versions[was] != "":
+				i.Versions[name] = i.Versions[was]
+			}
+		}
+	}
 }
 
 // preview is what would be done, and the mails as they would be.
@@ -325,16 +354,7 @@ func (r *Responder) preview(c *Config, i leak.Incident, d client.Declaration) (c
 	r.mu.Lock()
 	i.Stopped(quarantines(&i) || r.stopped(&i))
 	r.mu.Unlock()
-	one := c.client(i.Clients[0])
-	order := one.Languages
-	if d.Language != "" {
-		order = []leak.Language{leak.Language(d.Language)}
-		for _, l := range one.Languages {
-			if !slices.Contains(order, l) {
-				order = append(order, l)
-			}
-		}
-	}
+	order := c.languages(&i)
 	unrecorded := undone(i)
 	r.mu.Lock()
 	unrecorded.Stopped(r.stopped(&i))

@@ -36,6 +36,7 @@ type relay struct {
 	mu     sync.Mutex
 	mails  []string
 	broken bool
+	refuse string // what no mail is taken for
 }
 
 func newRelay(t *testing.T) *relay {
@@ -61,7 +62,7 @@ func newRelay(t *testing.T) *relay {
 func (r *relay) serve(conn net.Conn) {
 	defer conn.Close()
 	r.mu.Lock()
-	broken := r.broken
+	broken, refuse := r.broken, r.refuse
 	r.mu.Unlock()
 	say := func(s string) { _, _ = conn.Write([]byte(s + "\r\n")) }
 	if broken {
@@ -79,6 +80,8 @@ func (r *relay) serve(conn net.Conn) {
 		case strings.HasPrefix(word, "QUIT"):
 			say("221 bye")
 			return
+		case refuse != "" && strings.HasPrefix(word, "RCPT") && strings.Contains(line, refuse):
+			say("550 5.1.1 nobody here has that address")
 		case word == "DATA":
 			say("354 go on")
 			var mail strings.Builder
@@ -186,7 +189,8 @@ func inDesk(t *testing.T, f func(d *desk)) {
 func testConfig(port uint16) Config {
 	return Config{Sender: leak.Sender{Organisation: leak.Organisation{Name: "Voorbeeld nv", KBO: "0123.456.789"}, Name: "Wachtdienst", Phone: "+32 2 000 00 00",
 		From: "broker@corp.example", ReplyTo: "duty@corp.example"}, Relays: []leak.Relay{{Host: "127.0.0.1", Port: port, TLS: "none"}}, CopyTo: []string{"security@corp.example"},
-		Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production"}}}
+		Clients: map[string]Client{"vdab": {Issuer: leak.Issuer{Name: "VDAB", Contacts: []string{"ict_iam@issuer.example"}, Rotation: "by-request"}, Environment: "production",
+			Places: []string{broker.SecretPlace("store", providers.Ref{Path: "vdab"})}}}}
 }
 
 // secret stores a new version with that client secret.

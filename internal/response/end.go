@@ -88,6 +88,8 @@ func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed boo
 		s, there := status[name]
 		k := s.Credential
 		switch {
+		case !there && r.moved(i, name):
+			continue
 		case !there && !confirmed:
 			missing = append(missing, fmt.Errorf("%s is configured no more, so that nothing shows whether its secret was replaced%s", name, sayConfirmed))
 		case !there:
@@ -106,6 +108,18 @@ func (r *Responder) renewed(ctx context.Context, i *leak.Incident, confirmed boo
 		versions[name] = string(k.Version)
 	}
 	return versions, errors.Join(missing...)
+}
+
+// moved says whether another of i's clients has the secret of this one's place:
+// a client that got another name.
+func (r *Responder) moved(i *leak.Incident, name string) bool {
+	for place, was := range i.Places {
+		others := r.o.Broker.At(place)
+		if was == name && slices.ContainsFunc(others, func(other string) bool { return other != name && slices.Contains(i.Clients, other) }) {
+			return true
+		}
+	}
+	return false
 }
 
 const sayConfirmed = "; if you know that it was, say so with --new-secret-confirmed"
@@ -215,17 +229,18 @@ func (r *Responder) drop(who *access.Caller, i *leak.Incident, how client.Incide
 	return r.view(&closed), nil
 }
 
-// unreported says what of the report is neither delivered nor told by hand;
-// empty: nothing.
+// unreported says what of the report is neither delivered nor told by hand, of
+// the addresses that are configured now; empty: nothing.
 func (r *Responder) unreported(i *leak.Incident, told map[string]string) string {
+	c := r.configured()
 	var left []string
 	add := func(to string) {
-		if told[to] == "" && !slices.Contains(left, to) {
+		if told[to] == "" && c.tells(i, to) && !slices.Contains(left, to) {
 			left = append(left, to)
 		}
 	}
-	if i.Unqueued() {
-		for _, to := range slices.Concat(i.Issuer.Contacts, i.CopyTo) {
+	for _, to := range slices.Concat(c.addresses(i)) {
+		if i.Unqueued() || !slices.Contains(i.Issuer.Contacts, to) && !slices.Contains(i.CopyTo, to) { // it is new
 			add(to)
 		}
 	}
@@ -268,6 +283,9 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 	}
 	for _, name := range i.Clients {
 		version := i.Versions[name]
+		if !r.o.Broker.Has(name) && r.moved(i, name) {
+			continue // it is asked by its new name
+		}
 		if version == "" {
 			return fmt.Errorf("which version of %s has leaked is not known, so that the issuer cannot be asked about it%s", name, otherwise)
 		}
@@ -281,11 +299,21 @@ func (r *Responder) oldRefused(ctx context.Context, i *leak.Incident) error {
 	return nil
 }
 
-// Evidence is what this host knows of an incident, for another one.
-func (r *Responder) Evidence(_ context.Context, id string) (json.RawMessage, error) {
+// Evidence is what this host knows of an incident by now, for another one.
+func (r *Responder) Evidence(ctx context.Context, id string) (json.RawMessage, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	if t, ok := r.trace(ctx, &i); ok && i.State != leak.Closed && !i.Drill {
+		r.mu.Lock()
+		_, err = r.book.Update(i.ID, func(i *leak.Incident) error { t.into(i); return nil })
+		r.mu.Unlock()
+		if err != nil {
+			return nil, unrecorded(err)
+		}
 	}
 	return r.book.Export(i.ID)
 }
@@ -302,6 +330,7 @@ func (r *Responder) AddEvidence(ctx context.Context, who *access.Caller, id stri
 	}
 	before, mine := len(i.Revisions), false
 	r.mu.Lock()
+	r.queue(i.ID)
 	i, err = r.book.Merge(i.ID, evidence)
 	if err == nil {
 		mine = r.claim(i.ID)
@@ -351,6 +380,7 @@ func (r *Responder) get(id string) (leak.Incident, error) {
 func (r *Responder) change(id string, f func(*leak.Incident) error) (_ leak.Incident, mine bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.queue(id)
 	i, err := r.book.Update(id, f)
 	if err != nil {
 		return i, false, unrecorded(err)

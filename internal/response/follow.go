@@ -30,7 +30,9 @@ func (r *Responder) round(ctx context.Context) {
 	}
 	r.keepIDs()
 	r.mu.Lock()
-	if r.unheld {
+	if r.book.Spooled() {
+		r.absorb()
+	} else if r.unheld {
 		_ = r.contain() // it was an alarm
 	}
 	list, err := r.book.List() // what cannot be read was an alarm at the start
@@ -76,6 +78,9 @@ func (r *Responder) follow(ctx context.Context, i *leak.Incident, status map[str
 		if _, busy := r.busy[i.ID]; busy {
 			return
 		}
+		if code != "" {
+			r.queue(i.ID)
+		}
 		next, err := r.book.Update(i.ID, f)
 		if err != nil {
 			r.o.Log.Error("an incident could not be written; this is tried again", "incident", i.ID, "error", err)
@@ -118,12 +123,32 @@ func (r *Responder) follow(ctx context.Context, i *leak.Incident, status map[str
 			return nil
 		})
 	}
+	r.readdress(i, change)
 	if !i.NextUpdate.IsZero() && !now.Before(i.NextUpdate) {
 		change("updated", func(i *leak.Incident) error {
 			r.revise(i, "Er zijn geen nieuwe feiten.\nThere is nothing new.")
 			return nil
 		})
 	}
+}
+
+// readdress takes changed addresses from the configuration, and tells whoever
+// was not told yet.
+func (r *Responder) readdress(i *leak.Incident, change func(string, func(*leak.Incident) error)) {
+	c := r.configured()
+	contacts, copyTo := c.addresses(i)
+	if slices.Equal(contacts, i.Issuer.Contacts) && slices.Equal(copyTo, i.CopyTo) {
+		return
+	}
+	had := slices.Concat(i.Issuer.Contacts, i.CopyTo)
+	change("readdressed", func(i *leak.Incident) error {
+		r.o.Log.Info("whom an incident is reported to changes with the configuration", "incident", i.ID, "before", had, "now", slices.Concat(contacts, copyTo))
+		i.Issuer.Contacts, i.CopyTo = contacts, copyTo
+		if slices.ContainsFunc(slices.Concat(contacts, copyTo), func(a string) bool { return !slices.Contains(had, a) }) {
+			r.revise(i, "Deze melding gaat nu ook naar iemand die ze nog niet kreeg.\nThis report goes to somebody now who did not have it yet.")
+		}
+		return nil
+	})
 }
 
 // delivered are the incident's deliveries, if more are there than it says.
@@ -191,7 +216,7 @@ func (r *Responder) learn(ctx context.Context, i *leak.Incident, status map[stri
 	}
 	change("extended", func(i *leak.Incident) error {
 		news := i.ClientID == "" && next.ClientID != ""
-		i.Clients, i.Versions, i.ClientID = next.Clients, next.Versions, next.ClientID
+		i.Clients, i.Versions, i.Places, i.ClientID = next.Clients, next.Versions, next.Places, next.ClientID
 		if news && !i.Unqueued() { // without it the issuer may not know whom it is about
 			r.revise(i, "")
 		}
@@ -211,7 +236,11 @@ func (r *Responder) replaced(ctx context.Context, i *leak.Incident, status map[s
 	}
 	versions := map[string]string{}
 	for _, name := range i.Clients {
-		k := status[name].Credential
+		s, there := status[name]
+		if !there && r.moved(i, name) {
+			continue
+		}
+		k := s.Credential
 		if k.Version == "" || i.Versions[name] == "" || string(k.Version) == i.Versions[name] || !k.Works && k.Probed.IsZero() {
 			return nil
 		}
@@ -243,11 +272,13 @@ func (r *Responder) replaced(ctx context.Context, i *leak.Incident, status map[s
 func (r *Responder) undelivered() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.outbox == nil {
+	o := r.posting.Load()
+	if o == nil {
 		return
 	}
+	list, _ := r.book.List()
 	told, why := map[string][]string{}, map[string]string{}
-	for _, d := range r.outbox.Undelivered(cmp.Or(r.config.UndeliveredAfter, undeliveredAfter)) {
+	for _, d := range o.undelivered(list) {
 		if r.often(d.MessageID) {
 			continue
 		}

@@ -105,7 +105,8 @@ type found struct {
 func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 	c := r.configured()
 	var steps sync.WaitGroup
-	if pending(i, "trace_tokens") {
+	var later *traced
+	if pending(i, "trace_tokens") || i.Unqueued() && !i.Drill { // there may be more by now
 		steps.Go(func() {
 			if t, ok := r.trace(ctx, i); ok {
 				f.traced = &t
@@ -133,7 +134,7 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 			f.withdrawn = &w
 			if w.Revoked+w.Kept == 0 && !pending(i, "trace_tokens") { // somebody else may have revoked them
 				if t, ok := r.trace(ctx, i); ok {
-					f.traced = &t
+					later = &t
 				}
 			}
 		}
@@ -142,6 +143,9 @@ func (r *Responder) take(ctx context.Context, i *leak.Incident) (f found) {
 		}
 	})
 	steps.Wait()
+	if later != nil {
+		f.traced = later
+	}
 	return f
 }
 
@@ -186,7 +190,8 @@ func (r *Responder) merge(now, was *leak.Incident, f found) {
 			now.Versions[name] = cmp.Or(now.Versions[name], v)
 		}
 	}
-	if f.traced != nil && pending(now, "trace_tokens") {
+	r.config.extend(now, now.Clients)
+	if f.traced != nil {
 		f.traced.into(now)
 		changed = outcome(now, "trace_tokens", leak.Done, fmt.Sprint(now.Exposure.Count), at) || changed
 	}
@@ -237,6 +242,7 @@ func (r *Responder) revise(i *leak.Incident, why string) {
 	if i.NextUpdate.Before(now.Add(firstUpdate)) && !i.NextUpdate.IsZero() {
 		i.NextUpdate = now.Add(laterUpdate)
 	}
+	i.Issuer.Contacts, i.CopyTo = r.config.addresses(i)
 	noMail := len(i.Revisions) > 0 && i.Revisions[len(i.Revisions)-1].NoMail
 	i.Revise(now, why, noMail)
 }
@@ -272,7 +278,7 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 	}
 	stopped := r.stopped(&i)
 	i.Stopped(stopped)
-	messages, err := leak.Compose(i, r.config.Sender, r.config.client(i.Clients[0]).Languages)
+	messages, err := leak.Compose(i, r.config.Sender, r.config.languages(&i))
 	if err != nil {
 		return i, err
 	}
@@ -280,6 +286,45 @@ func (r *Responder) report(i leak.Incident) (leak.Incident, error) {
 		return i, err
 	}
 	return r.book.Update(i.ID, func(now *leak.Incident) error { now.Stopped(stopped); now.Queued(); return nil })
+}
+
+// addresses are whom i is reported to by the configuration as it is now: one
+// that was wrong can be put right.
+func (c *Config) addresses(i *leak.Incident) (contacts, copyTo []string) {
+	contacts, copyTo = i.Issuer.Contacts, i.CopyTo
+	if one, ok := c.Clients[i.Clients[0]]; ok {
+		contacts = one.Issuer.Contacts
+	}
+	if len(c.CopyTo) > 0 {
+		copyTo = c.CopyTo
+	}
+	return contacts, copyTo
+}
+
+// tells says whether the report of i is for that address.
+func (c *Config) tells(i *leak.Incident, address string) bool {
+	contacts, copyTo := c.addresses(i)
+	return slices.Contains(contacts, address) || slices.Contains(copyTo, address)
+}
+
+// undelivered are the mails that no relay has taken in time, but for those to an
+// address that is configured no more; all are the incidents.
+func (p *posting) undelivered(all []leak.Incident) (list []leak.Delivery) {
+	for _, d := range p.outbox.Undelivered(p.late) {
+		n := slices.IndexFunc(all, func(i leak.Incident) bool { return i.ID == d.Incident })
+		if n < 0 || p.config.tells(&all[n], d.Recipient) {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// queue queues what is not yet, before another revision overtakes it: where it
+// cannot be, the next one tells its news. The caller holds mu.
+func (r *Responder) queue(id string) {
+	if i, err := r.book.Get(id); err == nil {
+		_, _ = r.report(i) // it is tried again, with an alarm
+	}
 }
 
 func pending(i *leak.Incident, what string) bool {
@@ -305,37 +350,35 @@ func outcome(i *leak.Incident, what string, result leak.Outcome, detail string, 
 // traced is what the audit log knows of an incident.
 type traced struct{ audit.Trace }
 
-// trace reads the audit log; ok is false if it took too long, or failed.
+// trace reads the audit log; ok is false if it took too long, or failed. One
+// does at a time.
 func (r *Responder) trace(ctx context.Context, i *leak.Incident) (t traced, ok bool) {
-	look := looking(r.o.AuditDir, i, r.now())
-	done := make(chan traced, 1)
-	r.traces.Go(func() {
-		t, err := look()
-		if err != nil {
-			r.o.Log.Error("the audit log could not be read for an incident", "error", err)
-			close(done)
-			return
-		}
-		done <- t
-	})
 	select {
+	case r.tracing <- struct{}{}:
+		defer func() { <-r.tracing }()
 	case <-ctx.Done():
 		return traced{}, false
-	case t, ok = <-done:
-		return t, ok
 	}
+	t, err := looking(ctx, r.o.AuditDir, i, r.now())
+	if err != nil && ctx.Err() == nil {
+		r.o.Log.Error("the audit log could not be read for an incident", "error", err)
+	}
+	return t, err == nil
 }
 
-// looking reads the audit log in dir for an incident. It keeps nothing of i.
-func looking(dir string, i *leak.Incident, now time.Time) func() (traced, error) {
-	from, to, clients := i.Window.From, i.Window.To, slices.Clone(i.Clients)
+// looking reads the audit log in dir for an incident.
+func looking(ctx context.Context, dir string, i *leak.Incident, now time.Time) (traced, error) {
+	to := i.Window.To
 	if to.IsZero() {
 		to = now.Add(time.Minute)
+		for _, a := range i.Actions { // what is issued for another secret has not leaked with this one
+			if a.What == "install_version" && a.Outcome == leak.Done && a.At.Before(to) {
+				to = a.At
+			}
+		}
 	}
-	return func() (traced, error) {
-		t, err := audit.TraceClients(dir, clients, from, to)
-		return traced{t}, err
-	}
+	t, err := audit.TraceClients(ctx, dir, i.Clients, i.Window.From, to)
+	return traced{t}, err
 }
 
 // into writes what was found into the record.

@@ -50,13 +50,14 @@ type Responder struct {
 	suspected map[string]clock.Reading          // by client and cause
 	worked    map[string]string                 // versions that have authenticated, by client
 	ids       atomic.Pointer[map[string]string] // client_id by client; it is replaced whole
-	traces    sync.WaitGroup                    // readers of the audit log that took too long
+	tracing   chan struct{}                     // has one element while somebody reads the audit log
 }
 
-// posting is the outbox, and when a mail in it is late.
+// posting is the outbox, when a mail in it is late, and whom mails are for.
 type posting struct {
 	outbox *leak.Outbox
 	late   time.Duration
+	config Config
 }
 
 // Options are what a Responder works with.
@@ -107,6 +108,8 @@ type Client struct {
 	Hosts int
 	// OneSecret: a new secret ends the old one at the issuer.
 	OneSecret bool
+	// Places are where its secret lies, as broker.SecretPlace names them.
+	Places []string
 	// Shares are other clients with the same secret, as far as the configuration
 	// tells; the Broker knows more.
 	Shares []string
@@ -134,41 +137,70 @@ func New(o Options, c Config) (*Responder, error) {
 		return nil, err
 	}
 	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
-		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}}
+		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}, tracing: make(chan struct{}, 1)}
 	ids := readIDs(o.Dir)
 	r.ids.Store(&ids)
 	return r, r.SetConfig(c)
 }
 
-// SetConfig takes a changed configuration. Mails that wait go to the new
-// relays; where there are none now, to those of before.
+// SetConfig takes a changed configuration.
 func (r *Responder) SetConfig(c Config) error {
+	next, err := r.Prepare(c)
+	if err == nil {
+		next.Commit()
+	}
+	return err
+}
+
+// A Prepared is a configuration of which everything that can fail is done.
+type Prepared struct {
+	r      *Responder
+	config Config
+	outbox *leak.Outbox // the first one; nil: there is one
+}
+
+// Prepare does whatever c needs that can fail, and changes nothing. One
+// configuration is prepared and committed, or given up, at a time.
+func (r *Responder) Prepare(c Config) (*Prepared, error) {
+	r.mu.Lock()
+	have := r.outbox != nil
+	r.mu.Unlock()
+	p := &Prepared{r: r, config: c}
+	for _, relay := range c.Relays {
+		if err := relay.Validate(); err != nil {
+			return nil, err
+		}
+	}
+	if have || len(c.Relays) == 0 {
+		return p, nil
+	}
+	var err error
+	p.outbox, err = leak.OpenOutbox(filepath.Join(r.o.Dir, "outbox"), r.o.Host, c.Relays, r.o.Clock)
+	return p, err
+}
+
+// Commit makes it the configuration. Mails that wait go to the new relays;
+// where there are none now, to those of before.
+func (p *Prepared) Commit() {
+	r, c := p.r, p.config
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(c.Relays) > 0 {
-		if r.outbox == nil {
-			out, err := leak.OpenOutbox(filepath.Join(r.o.Dir, "outbox"), r.o.Host, c.Relays, r.o.Clock)
-			if err != nil {
-				return err
-			}
-			if err := out.Damaged(); err != nil {
-				r.alarm("", "damaged", "", err.Error())
-			}
-			out.SetProtection(c.Protection)
-			r.outbox = out
-			close(r.opened)
-		} else {
-			if err := r.outbox.SetRelays(c.Relays); err != nil {
-				return err
-			}
-			r.outbox.SetProtection(c.Protection)
+	switch {
+	case p.outbox != nil:
+		if err := p.outbox.Damaged(); err != nil {
+			r.alarm("", "damaged", "", err.Error())
 		}
+		p.outbox.SetProtection(c.Protection)
+		r.outbox = p.outbox
+		close(r.opened)
+	case len(c.Relays) > 0:
+		_ = r.outbox.SetRelays(c.Relays) // they were judged
+		r.outbox.SetProtection(c.Protection)
 	}
 	r.config = c
 	if r.outbox != nil {
-		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter)})
+		r.posting.Store(&posting{r.outbox, cmp.Or(c.UndeliveredAfter, undeliveredAfter), c})
 	}
-	return nil
 }
 
 // SetLogin gives the login of relay n, in the order of Config.Relays.
@@ -217,11 +249,17 @@ func (r *Responder) CheckRelays(ctx context.Context) []leak.Attempt {
 func (r *Responder) Start() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.absorb()
+}
+
+// absorb takes in what was spooled, which may happen while the daemon runs: it
+// came back while somebody was typing. The caller holds mu.
+func (r *Responder) absorb() {
 	absorbed, err := r.book.Absorb()
 	for _, i := range absorbed {
 		r.note(&i, "declared", nil)
 	}
-	if err := errors.Join(err, r.contain()); err != nil {
+	if err := errors.Join(err, r.contain()); err != nil && !r.often(err.Error()) {
 		r.alarm("", "damaged", "", err.Error())
 	}
 }
@@ -249,7 +287,6 @@ func (r *Responder) Run(ctx context.Context) error {
 	}
 	watch.close()
 	sending.Wait()
-	r.traces.Wait()
 	return nil
 }
 
@@ -270,7 +307,7 @@ func (r *Responder) contain() error {
 		if quarantines(i) {
 			held[i.ID] = i.Clients
 		}
-		for _, name := range held[i.ID] {
+		for _, name := range contained(i) {
 			if now[name] == "" {
 				now[name] = i.ID
 			}
@@ -315,6 +352,15 @@ func (r *Responder) know(list []leak.Incident, whole bool) {
 	}
 	r.leaked = now
 	r.o.Broker.Leaked(now)
+}
+
+// contained are the clients that i keeps from being served, by name and by the
+// place of their secret.
+func contained(i *leak.Incident) []string {
+	if !quarantines(i) {
+		return nil
+	}
+	return slices.AppendSeq(slices.Clone(i.Clients), maps.Keys(i.Places))
 }
 
 // quarantines says whether i keeps its clients from being served.
@@ -384,6 +430,15 @@ func (c *Config) client(name string) Client {
 		one.Languages = []leak.Language{leak.Dutch, leak.English}
 	}
 	return one
+}
+
+// languages are those of i's mails, in order.
+func (c *Config) languages(i *leak.Incident) []leak.Language {
+	order := c.client(i.Clients[0]).Languages
+	if i.Language == "" {
+		return order
+	}
+	return append([]leak.Language{i.Language}, slices.DeleteFunc(slices.Clone(order), func(l leak.Language) bool { return l == i.Language })...)
 }
 
 func (r *Responder) configured() Config {

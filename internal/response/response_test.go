@@ -1,6 +1,7 @@
 package response
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -162,6 +163,383 @@ func TestSpooled(t *testing.T) {
 		_ = os.Remove(filepath.Join(d.dir, "incidents"))
 		d.start()
 	})
+}
+
+// A declaration that was spooled although a daemon runs: that takes it within
+// a round, and a file that is being written is left alone.
+func TestSpooledBesideADaemon(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		time.Sleep(time.Minute)
+		half := filepath.Join(d.dir, "incidents", "spool", ".new-1")
+		if err := os.WriteFile(half, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		if err := os.Chtimes(half, now, now); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Spool(d.dir, "web1", d.config, d.clock, confirmed("quarantine"), leak.Declarer{})
+		if err != nil || s.Err != nil {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		time.Sleep(2 * roundTime)
+		_, err = d.get()
+		wantCode(t, err, client.Quarantined, s.Incident.ID)
+		time.Sleep(time.Second)
+		if n := len(d.relay.taken()); n != 2 {
+			t.Errorf("%d mails", n)
+		}
+		if _, err := os.Stat(half); err != nil {
+			t.Errorf("a file that was being written: %v", err)
+		}
+		if err := os.Chtimes(half, now, now.Add(-2*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		d.stop()
+		d.start()
+		if _, err := os.Stat(half); err == nil {
+			t.Error("what a crash has left is kept")
+		}
+	})
+}
+
+// A reload that gives the client another name lets nobody go, not for a moment;
+// and the client is as leaked as it was.
+func TestRenamed(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("quarantine"))
+		rename := func() {
+			list := d.clients()
+			list[slices.IndexFunc(list, func(c broker.Client) bool { return c.Name == "vdab" })].Name = "other-name"
+			if err := d.b.Apply(list); err != nil {
+				t.Fatal(err)
+			}
+		}
+		get := func() error {
+			_, err := d.b.Token(t.Context(), d.caller, broker.Request{Client: "other-name", Surface: access.Token})
+			return err
+		}
+		rename()
+		wantCode(t, get(), client.Quarantined, i.ID)
+		d.config.Clients["other-name"] = d.config.Clients["vdab"]
+		delete(d.config.Clients, "vdab")
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * roundTime)
+		record, err := d.r.book.Get(i.ID)
+		if err != nil || !slices.Contains(record.Clients, "other-name") || record.Versions["other-name"] == "" || record.Versions["other-name"] != record.Versions["vdab"] {
+			t.Errorf("%+v, %v", record, err)
+		}
+		_, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{})
+		wantCode(t, err, client.Quarantined, "other-name still has version")
+		d.stop()
+		d.start()
+		rename()
+		wantCode(t, get(), client.Quarantined, i.ID)
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "other-name", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err = d.r.Release(t.Context(), d.caller, i.ID, client.IncidentRelease{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := get(); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err = d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Tokens that are issued while the incident is open are in the next report, and
+// in the evidence; those of the new secret are not.
+func TestTokensSince(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		i := d.declare(confirmed("keep-serving"))
+		told := func() int {
+			t.Helper()
+			record, err := d.r.book.Get(i.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return record.Exposure.Count
+		}
+		more := func() {
+			time.Sleep(time.Hour)
+			d.mustGet()
+			time.Sleep(2 * time.Second) // for the log
+		}
+		more()
+		if n := told(); n != 1 {
+			t.Errorf("%d tokens", n)
+		}
+		evidence, err := d.r.Evidence(t.Context(), i.ID)
+		exported := told()
+		if err != nil || exported < 2 || !strings.Contains(string(evidence), fmt.Sprintf(`"count": %d`, exported)) {
+			t.Errorf("%d tokens, %v", exported, err)
+		}
+		more()
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", false)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		before := told()
+		if before <= exported {
+			t.Errorf("%d tokens in the report that a new version is installed, had %d", before, exported)
+		}
+		more()
+		if _, err := d.r.Close(t.Context(), d.caller, i.ID, client.IncidentClose{}); err != nil {
+			t.Fatal(err)
+		}
+		if n := told(); n != before {
+			t.Errorf("%d tokens at the end, had %d", n, before)
+		}
+
+		d.r.tracing <- struct{}{}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, ok := d.r.trace(short, &leak.Incident{Clients: []string{"vdab"}}); ok {
+			t.Error("two read the log at once")
+		}
+		<-d.r.tracing
+	})
+}
+
+// Whoever asks sees each mail as it was sent, the issuer's and the copy apart;
+// where none could be, as it would be.
+func TestMailsShown(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		look := func(id, state string) {
+			t.Helper()
+			i, err := d.r.Incident(t.Context(), id)
+			if err != nil || len(i.Mails) != 2 {
+				t.Fatalf("%+v, %v", i, err)
+			}
+			issuer, own := i.Mails[0], i.Mails[1]
+			if issuer.State != state || issuer.Subject == "" || !strings.Contains(issuer.Text, "public repository") || strings.Contains(issuer.Text, "uid") {
+				t.Errorf("the issuer's: %+v", issuer)
+			}
+			if own.State != state || own.Subject == "" || !strings.Contains(own.Text, "uid") {
+				t.Errorf("our own: %+v", own)
+			}
+		}
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(time.Second)
+		look(i.ID, "sent")
+		d.config.Sender.Name = "Somebody else" // is in the next one
+		d.stop()
+		d.start()
+		look(i.ID, "sent")
+		if i, err := d.r.Incident(t.Context(), i.ID); err != nil || strings.Contains(i.Mails[0].Text, "Somebody else") {
+			t.Errorf("a mail is not shown as it was sent: %v", err)
+		}
+		d.stop()
+		d.config.Relays = nil
+		if err := os.RemoveAll(filepath.Join(d.dir, "outbox")); err != nil {
+			t.Fatal(err)
+		}
+		d.start()
+		look(d.declare(confirmed("keep-serving")).ID, "")
+		if list, err := d.r.Incidents(t.Context()); err != nil || len(list) != 2 || len(list[0].Mails) != 0 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+// The mail that is sent, and each that follows, is in the language that was
+// asked for and shown.
+func TestLanguage(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		for n, language := range []string{"en", "nl"} {
+			c := confirmed("keep-serving")
+			c.Language, c.DryRun = language, true
+			shown := d.declare(c)
+			c.DryRun = false
+			i := d.declare(c)
+			time.Sleep(25 * time.Hour)
+			got, err := d.r.Incident(t.Context(), i.ID)
+			if err != nil || len(got.Mails) != 4 {
+				t.Fatalf("%+v, %v", got, err)
+			}
+			first := []string{"SECURITY NOTICE", "BEVEILIGINGSMELDING"}[n]
+			for _, m := range append(shown.Mails, got.Mails...) {
+				if !strings.HasPrefix(m.Text, first) {
+					t.Errorf("%s: revision %d begins with %.40q", language, m.Revision, m.Text)
+				}
+			}
+		}
+		c := confirmed("keep-serving")
+		c.Language = "en"
+		d.stop()
+		s, err := Spool(d.dir, "web1", d.config, d.clock, c, leak.Declarer{})
+		if err != nil || s.Look() != nil || !strings.HasPrefix(s.Incident.Mails[0].Text, "SECURITY NOTICE") {
+			t.Errorf("%+v, %v", s, err)
+		}
+		d.start()
+	})
+}
+
+// A change while the first report waits for its steps overtakes nothing: each
+// revision is mailed to each recipient.
+func TestEachRevision(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.mustGet()
+		d.down.hang.Store(true)
+		declared := make(chan struct{})
+		go func() {
+			d.declare(confirmed("quarantine"))
+			close(declared)
+		}()
+		time.Sleep(5 * time.Second)
+		revise := func(i *leak.Incident) error { d.r.revise(i, "More is known."); return nil }
+		if _, _, err := d.r.change("2000-0001", revise); err != nil {
+			t.Error(err)
+		}
+		<-declared
+		d.down.hang.Store(false)
+		time.Sleep(time.Minute)
+		got := map[string]int{}
+		for _, m := range d.r.deliveries("2000-0001") {
+			got[fmt.Sprint(m.Revision, m.State)]++
+		}
+		if got["1sent"] != 2 || got["2sent"] != 2 {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// What could not be mailed while there was no relay is news in the first mail
+// that can.
+func TestOvertaken(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.stop()
+		relays := d.config.Relays
+		d.config.Relays = nil
+		d.start()
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(25 * time.Hour) // there is an update, too
+		d.config.Relays = relays
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		mails := d.relay.taken()
+		if len(mails) != 2 || strings.Contains(mails[0]+mails[1], "In-Reply-To") || strings.Contains(mails[0]+mails[1], "aanvulling") {
+			t.Fatalf("%d mails, or one follows what nobody had", len(mails))
+		}
+		next, mine, err := d.r.change(i.ID, func(i *leak.Incident) error {
+			i.Actions = append(i.Actions, leak.Action{At: d.r.now(), What: "rotate", Outcome: leak.Done})
+			d.r.revise(i, "")
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.r.pursue(t.Context(), next.ID, mine)
+		time.Sleep(time.Minute)
+		if mails = d.relay.taken(); len(mails) != 4 || !strings.Contains(mails[3], "In-Reply-To: <2000-0001.2.") {
+			t.Errorf("%d mails, or the next one is in no thread", len(mails))
+		}
+	})
+}
+
+// An address that is wrong holds an incident open until the configuration is put
+// right: then the right one is told, and the wrong one counts no more.
+func TestReaddressed(t *testing.T) {
+	inDesk(t, func(d *desk) {
+		t := d.t
+		d.relay.mu.Lock()
+		d.relay.refuse = "ict_iam@"
+		d.relay.mu.Unlock()
+		i := d.declare(confirmed("keep-serving"))
+		time.Sleep(time.Minute)
+		end := client.IncidentClose{OldStillValid: "It ends on Monday."}
+		d.secret("second-secret-18b2c")
+		d.issuer.SetSecret(theID, "second-secret-18b2c", true)
+		if _, err := d.b.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		_, err := d.r.Close(t.Context(), d.caller, i.ID, end)
+		wantCode(t, err, client.InvalidRequest, "not delivered to ict_iam@issuer.example")
+		if open, _, mails := d.r.Summaries(); open[0].Undelivered == 0 || mails["late"] == 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		one := d.config.Clients["vdab"]
+		one.Issuer.Contacts = []string{"iam@issuer.example"}
+		d.config.Clients = map[string]Client{"vdab": one}
+		if err := d.r.SetConfig(d.config); err != nil {
+			t.Fatal(err)
+		}
+		_, err = d.r.Close(t.Context(), d.caller, i.ID, end)
+		wantCode(t, err, client.InvalidRequest, "not delivered to iam@issuer.example")
+		told := func() bool {
+			return strings.Contains(strings.Join(d.relay.taken(), ""), "To: <iam@issuer.example>")
+		}
+		time.Sleep(time.Minute)
+		if !told() {
+			t.Error("the right address is not told")
+		}
+		if open, _, mails := d.r.Summaries(); open[0].Undelivered != 0 || mails["late"] != 0 {
+			t.Errorf("%+v %v", open, mails)
+		}
+		record, err := d.r.book.Get(i.ID)
+		if err != nil || !slices.Equal(record.Issuer.Contacts, one.Issuer.Contacts) {
+			t.Errorf("%+v, %v", record.Issuer, err)
+		}
+		alarms, mails := d.alarms()["undelivered"], len(d.relay.taken())
+		time.Sleep(5 * time.Hour)
+		if n := d.alarms()["undelivered"]; n != alarms || len(d.relay.taken()) != mails {
+			t.Errorf("%d alarms, had %d; %d mails, had %d", n, alarms, len(d.relay.taken()), mails)
+		}
+		if _, err = d.r.Close(t.Context(), d.caller, i.ID, end); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What each policy does is the same whatever has leaked.
+func TestSteps(t *testing.T) {
+	for _, c := range []struct {
+		policy leak.Policy
+		want   string
+	}{
+		{leak.KeepServing, "trace_tokens"},
+		{leak.Quarantine, "quarantine revoke_tokens trace_tokens"},
+		{leak.Rotate, "revoke_tokens rotate trace_tokens"},
+	} {
+		for _, what := range []leak.Credential{leak.Token, leak.ClientSecret, leak.APIKey, leak.PrivateKey, leak.ManagerLogin, leak.Host, leak.Unknown} {
+			for _, severity := range []leak.Severity{leak.Suspected, leak.Confirmed} {
+				var got []string
+				for _, a := range steps(&leak.Incident{Policy: c.policy, What: []leak.Credential{what}, Severity: severity}, time.Now()) {
+					got = append(got, a.What)
+				}
+				want := c.want
+				if what == leak.Token {
+					want = strings.Replace(want, " rotate", "", 1)
+				}
+				if strings.Join(got, " ") != want {
+					t.Errorf("%s, %s %s: %v, want %s", c.policy, severity, what, got, want)
+				}
+			}
+		}
+	}
 }
 
 // An issuer that hangs holds the first mail up for ten seconds at most; what

@@ -2,6 +2,7 @@ package response
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -62,13 +63,13 @@ func Spool(dir, host string, c Config, clk clock.Clock, d client.Declaration, by
 // is not determined yet.
 func (s *Spooled) Look() error {
 	i := s.record
-	i.Unchecked = false                                                                                               // whoever typed the texts may see them
-	if t, err := looking(filepath.Join(s.dir, "audit"), &i, s.clock.Now().Wall)(); err == nil && !t.Begins.IsZero() { // an empty log tells nothing
+	i.Unchecked = false                                                                                                                   // whoever typed the texts may see them
+	if t, err := looking(context.Background(), filepath.Join(s.dir, "audit"), &i, s.clock.Now().Wall); err == nil && !t.Begins.IsZero() { // an empty log tells nothing
 		t.into(&i)
 		i.Actions = slices.Clone(i.Actions)
 		if !outcome(&i, "trace_tokens", leak.Done, fmt.Sprint(i.Exposure.Count), i.DeclaredAt) {
 			i.Actions = append(i.Actions, leak.Action{At: i.DeclaredAt, What: "trace_tokens", Outcome: leak.Done, Detail: fmt.Sprint(i.Exposure.Count)})
 		}
 	}
-	return byPerson(&s.config, i, s.config.client(i.Clients[0]).Languages, &s.Incident)
+	return byPerson(&s.config, i, s.config.languages(&i), &s.Incident)
 }

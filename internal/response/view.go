@@ -28,13 +28,33 @@ func (r *Responder) Incidents(context.Context) ([]client.Incident, error) {
 	return out, nil
 }
 
-// Incident is one, with its record.
+// Incident is one, with its record and its mails: those that are under way as
+// they are, and those of a report that is not queued yet as they would be now.
 func (r *Responder) Incident(_ context.Context, id string) (client.Incident, error) {
 	i, err := r.get(id)
 	if err != nil {
 		return client.Incident{}, err
 	}
-	return r.view(&i), nil
+	c, list := r.configured(), r.deliveries(i.ID)
+	out := view(&c, &i, list)
+	for n, d := range list {
+		if m, ok := r.posting.Load().outbox.Message(d.MessageID); ok {
+			out.Mails[n].Subject, out.Mails[n].Text = m.Subject, m.Body
+		}
+	}
+	if !i.Unqueued() {
+		return out, nil
+	}
+	r.mu.Lock()
+	i.Stopped(r.stopped(&i))
+	r.mu.Unlock()
+	mails, _ := c.mails(leak.Compose(i, c.Sender, c.languages(&i))) // why they cannot be was an alarm
+	for _, m := range mails {
+		if !slices.ContainsFunc(out.Mails, func(o client.Mail) bool { return o.To == m.To && o.Revision == m.Revision }) {
+			out.Mails = append(out.Mails, m)
+		}
+	}
+	return out, nil
 }
 
 // A Summary is one incident that is not closed, or whose report has not left.
@@ -53,21 +73,21 @@ func (r *Responder) Summaries() (open []Summary, counts, mails map[string]int) {
 	counts = map[string]int{"draft": 0, "open": 0, "closed": 0}
 	mails = map[string]int{"queued": 0, "sent": 0, "refused": 0, "late": 0}
 	late := map[string]int{}
+	var list []leak.Incident
+	if last := r.book.last.Load(); last != nil {
+		list = *last
+	} else {
+		list, _ = r.book.List()
+	}
 	after, mailing := undeliveredAfter, false // without an outbox a person writes
 	if o := r.posting.Load(); o != nil {
 		after, mailing = o.late, true
 		for _, d := range o.outbox.Deliveries("") {
 			mails[string(d.State)]++
 		}
-		for _, d := range o.outbox.Undelivered(after) {
+		for _, d := range o.undelivered(list) {
 			late[d.Incident]++
 		}
-	}
-	var list []leak.Incident
-	if last := r.book.last.Load(); last != nil {
-		list = *last
-	} else {
-		list, _ = r.book.List()
 	}
 	for _, i := range list {
 		counts[string(i.State)]++
