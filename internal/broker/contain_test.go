@@ -128,9 +128,14 @@ func TestSharing(t *testing.T) {
 		w.store.Set("copy", map[string]string{"client_id": "x", "client_secret": theSecret, "api_key": "k2"})
 		w.store.Set("key", map[string]string{"client_id": "x", "client_secret": "s", "api_key": theKey})
 		w.store.Set("apart", map[string]string{"client_id": theID, "client_secret": "s2", "api_key": "k3"})
+		others := fake.NewStore() // other values at the same path
+		others.Set("vdab", map[string]string{"client_id": theID, "client_secret": "s4", "api_key": "k4"})
 		w.edit = func(list []Client) []Client {
 			at := func(name, provider string, spec providers.Spec) {
 				c := list[0]
+				if name == "manager" || name == "mount" {
+					c.Provider = others
+				}
 				c.Name, c.ProviderName, c.Rotation.Spec = name, provider, spec
 				c.Issuer = &oidc.Profile{TokenEndpoint: "https://issuer.example" + fake.TokenPath}
 				list = append(list, c)
@@ -147,7 +152,7 @@ func TestSharing(t *testing.T) {
 			return list
 		}
 		w.restart()
-		for _, name := range []string{"vdab", "copy", "key", "apart"} {
+		for _, name := range []string{"vdab", "copy", "key", "apart", "manager", "mount"} {
 			if err := w.b.clients.Load().byName[name].cred.Check(t.Context()); err != nil {
 				t.Fatal(err)
 			}
