@@ -984,6 +984,7 @@ func TestAutomaticBesideDraft(t *testing.T) {
 		if err := d.r.SetConfig(d.config); err != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(time.Second) // the log is followed by then
 		for _, state := range []string{"retired", "live", "live"} {
 			d.log.Note(audit.Event{Type: audit.SecretFound, Client: "vdab", Version: "1", Code: "api_key",
 				Detail: map[string]string{"form": "clear", "state": state, audit.AlarmKey: "found"}})
