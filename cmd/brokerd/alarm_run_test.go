@@ -24,7 +24,7 @@ import (
 // script makes a program; $D in it is its directory.
 func script(t *testing.T, text string) (name, dir string) {
 	t.Helper()
-	dir = t.TempDir()
+	dir = shortDir(t)
 	name = filepath.Join(dir, "page")
 	text = "#!/bin/sh\n" + strings.ReplaceAll(text, "$D", dir) + "\n"
 	if err := os.WriteFile(name, []byte(text), 0o700); err != nil {
@@ -238,7 +238,7 @@ func TestAlarmPage(t *testing.T) {
 		}
 		return m[1]
 	}
-	dir := t.TempDir()
+	dir := shortDir(t)
 	put := func(name, text string, mode os.FileMode) string {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, []byte(text), mode); err != nil {

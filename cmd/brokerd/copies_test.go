@@ -165,7 +165,7 @@ func TestNoCopies(t *testing.T) {
 // What is removed has the name of a copy whose client is gone, or of what a
 // dead process was writing.
 func TestTidyCopies(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "a", "copies")
+	dir := filepath.Join(shortDir(t), "a", "copies")
 	if err := tidyCopies(tidied(t, dir)); err != nil {
 		t.Fatal(err)
 	}

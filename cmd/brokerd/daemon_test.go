@@ -84,9 +84,21 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
+// shortDir is a directory whose name could stand in a configuration: a test's
+// name with a random number behind it may look drawn.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "brokerd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), client: fake.Client{ID: "canary-id-8a1c", Secret: "canary+secret/é%=3f9d2e7b1c", APIKey: "canarykey71b2d9e04f"}}
+	s := &site{t: t, dir: shortDir(t), client: fake.Client{ID: "canary-id-8a1c", Secret: "canary+secret/é%=3f9d2e7b1c", APIKey: "canarykey71b2d9e04f"}}
 	s.issuer = fake.NewIssuer(s.client)
 	cert, ca, err := fake.TLS()
 	if err != nil {
