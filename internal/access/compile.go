@@ -189,7 +189,7 @@ func (c *compiler) form(e Entry) {
 	switch byCredential := e.Surfaces == nil || slices.Contains(e.Surfaces, Credential); {
 	case e.Surfaces != nil && byCredential && !e.byUnitAlone():
 		c.fail("surfaces", "a credential is fetched by systemd itself, before the unit's user or program is there: write an entry with unit, and without user, group and executable")
-	case e.Restart && !(byCredential && e.byUnitAlone()):
+	case e.Restart && (!byCredential || !e.byUnitAlone()):
 		c.fail("restart", "only a unit that reads a credential is restarted: write an entry with unit alone and the surface credential")
 	}
 	if e.Container != "" && e.Container != "allow" {
