@@ -185,15 +185,16 @@ func TestRoom(t *testing.T) {
 		return c
 	}
 	id := filepath.Base(dir) + fmt.Sprint(os.Getpid())
-	got, err := io.ReadAll(dial("@other" + id + "/unit/web.service/vdab.headers"))
-	if err != nil || !strings.HasPrefix(string(got), "refused: not_allowed") {
+	for _, name := range []string{"/unit/web.service/vdab.headers", "/nonsense"} { // which is recorded, too
+		got, err := io.ReadAll(dial("@other" + id + name))
+		if err != nil || !strings.HasPrefix(string(got), "refused: not_allowed") {
+			t.Errorf("%.100s, %v", got, err)
+		}
+	}
+	got, err := io.ReadAll(dial(""))
+	if err != nil || !strings.HasPrefix(string(got), "refused: invalid_request") {
 		t.Errorf("%.100s, %v", got, err)
 	}
-	if got, err = io.ReadAll(dial("")); err != nil || !strings.HasPrefix(string(got), "refused: invalid_request") {
-		t.Errorf("%.100s, %v", got, err)
-	}
-	waits := dial("@" + id + "/unit/key.service/vdab.headers")
-	_ = waits
 	held := dial("@" + id + "/unit/web.service/vdab.headers")
 	_ = held.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 	if n, err := held.Read(make([]byte, 1)); n != 0 || !os.IsTimeout(err) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/fake"
 )
 
@@ -160,6 +161,32 @@ func TestDaemonRestart(t *testing.T) {
 		w.sleep(20 * time.Minute)
 		if life(t, w.holds(web, "vdab.token")) < 0 {
 			t.Error("it was not restarted when there was a token again")
+		}
+	})
+}
+
+// Whatever is rotated how often: a unit is not restarted more than once a
+// minute, and has the newest in the end.
+func TestNotTooOften(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		one := w.boot("key.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		last := ""
+		for i := range 12 {
+			last = "api-key-" + string(rune('a'+i)) + "-9c0d1"
+			w.key(last)
+			if _, err := w.broker.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+				t.Fatal(err)
+			}
+			w.sleep(25 * time.Second)
+		}
+		if n := w.restarted(); n < 3 || n > 5 {
+			t.Errorf("%d restarts in five minutes", n)
+		}
+		w.sleep(3 * time.Minute)
+		if got := w.holds(one, "vdab.api-key"); got != last {
+			t.Errorf("%s, want %s", got, last)
 		}
 	})
 }
