@@ -51,7 +51,10 @@ func TestRotation(t *testing.T) {
 func TestStopped(t *testing.T) {
 	inWorld(t, func(w *world) {
 		t := w.t
-		w.boot("web.service", "vdab.token").state = "inactive"
+		stopped := w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		stopped.state = "inactive"
+		w.mu.Unlock()
 		w.sleep(time.Hour)
 		if n := w.restarted(); n != 0 || len(w.alarms()) > 0 {
 			t.Errorf("%d restarts of a unit that was stopped: %v", n, w.alarms())
