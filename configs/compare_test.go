@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/clock"
 )
 
@@ -65,6 +66,14 @@ func TestDiff(t *testing.T) {
 				t.Errorf("taking a bound away: %+v", back)
 			}
 		}
+	}
+}
+
+// A unit that is restarted may have tokens, which another may not.
+func TestRestartIsWider(t *testing.T) {
+	plain, restarted := access.Entry{Unit: "a.service"}, access.Entry{Unit: "a.service", Restart: true}
+	if covers(plain, restarted) || !covers(restarted, plain) || entryText(restarted) != "{ unit: a.service, restart: true }" {
+		t.Error(entryText(restarted))
 	}
 }
 

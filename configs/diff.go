@@ -168,7 +168,7 @@ func covers(old, e access.Entry) bool {
 		}
 		return e.Surfaces != nil && subset(e.Surfaces, old.Surfaces)
 	}
-	return (e.Container == "" || e.Container == old.Container) &&
+	return (e.Container == "" || e.Container == old.Container) && (old.Restart || !e.Restart) &&
 		within(old.Scopes, e.Scopes) && within(old.Audiences, e.Audiences) && surfaces()
 }
 
@@ -197,6 +197,9 @@ func entryText(e access.Entry) string {
 	}
 	if e.Surfaces != nil {
 		add("surfaces", strings.ReplaceAll(fmt.Sprint(e.Surfaces), " ", ", "))
+	}
+	if e.Restart {
+		add("restart", "true")
 	}
 	return "{ " + strings.Join(parts, ", ") + " }"
 }

@@ -177,3 +177,18 @@ func TestLeakContacts(t *testing.T) {
 	}
 	t.Errorf("%+v", LeakContacts())
 }
+
+// TestCredentialExample loads the configuration in the section on units.
+func TestCredentialExample(t *testing.T) {
+	text, err := os.ReadFile("../docs/applications.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## Credentials of systemd units")
+	_, block, found := strings.Cut(section, "```yaml\n")
+	block, _, _ = strings.Cut(block, "```")
+	c, err := load(t, map[string]string{"broker.yaml": corp + block})
+	if !found || err != nil || !c.Clients["vdab"].Allow[0].Restart {
+		t.Errorf("%v\n%s", err, block)
+	}
+}

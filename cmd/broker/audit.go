@@ -190,7 +190,11 @@ func printDenial(out io.Writer, d client.Denial) {
 	}
 	fmt.Fprintf(out, "%s was refused %s of %s %d times, last at %s (%s)\n", who, orDash(d.Surface), d.Client, d.Count, day(d.Last), d.Code)
 	switch d.Code {
-	case "identity", "container", "surface":
+	case "identity", "container", "surface", "restart":
+		if d.Surface == "credential" && d.Caller.UID != 0 {
+			fmt.Fprintln(out, "  nothing allows it: that socket answers systemd alone, which connects as root when it starts a unit")
+			return
+		}
 		fmt.Fprintf(out, "  to allow it, if that client exists:\n  clients:\n    %s:\n      allow:\n        - %s\n", d.Client, allowEntry(d))
 	case "scope", "audience":
 		fmt.Fprintf(out, "  the %s lies outside of the entry: name it in scopes: or audiences: of the client, and of the entry if that lists any\n", d.Code)
@@ -215,6 +219,13 @@ func allowEntry(d client.Denial) string {
 	}
 	add("unit", quoted(d.Caller.Unit))
 	add("user_unit", quoted(d.Caller.UserUnit))
+	if d.Surface == "credential" && d.Caller.UID == 0 && d.Caller.Unit != "" {
+		restart := ""
+		if d.Code == "restart" {
+			restart = ", restart: true"
+		}
+		return "{ " + keys[0] + ", surfaces: [credential]" + restart + " }"
+	}
 	if name := userName(d.Caller.UID); name != "" {
 		add("user", quoted(name))
 	} else {

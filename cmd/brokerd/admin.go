@@ -291,6 +291,9 @@ func (s *server) status() client.Status {
 	for _, w := range config.Warnings(access.SystemNames()) {
 		out.Warnings = append(out.Warnings, client.Finding{Check: "configuration", Target: place(w), Level: client.Warning, Detail: w.Message})
 	}
+	if s.units != nil {
+		out.Warnings = append(out.Warnings, s.units.Findings()...)
+	}
 	return out
 }
 

@@ -28,6 +28,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/credential"
 	"credentialbroker/internal/files"
 	"credentialbroker/internal/gate"
 	"credentialbroker/internal/response"
@@ -65,6 +66,7 @@ type server struct {
 
 	response *response.Responder
 	relogin  chan struct{} // the relays' logins and the webhook's key are to be read again
+	units    *credential.Room
 
 	mu      sync.Mutex // one reload at a time
 	current *opened
@@ -130,9 +132,12 @@ func makeState(dir string) error {
 // decide by what the kernel says of the caller.
 const socketMode = 0o666
 
+// credentialMode: systemd connects as root.
+const credentialMode = 0o600
+
 // listen takes the sockets of systemd, or makes its own.
 func (s *server) listen() (consumer, admin net.Listener, err error) {
-	inherited, err := gate.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode})
+	inherited, err := gate.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode, "credential": credentialMode})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -143,7 +148,20 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 		}
 		return gate.Listen(*path, socketMode)
 	}
-	// The consumers' last: whoever finds it finds the other too.
+	units := inherited["credential"]
+	if len(inherited) == 0 { // else its socket unit is not enabled, and nobody asked for one
+		if units, err = gate.Listen(filepath.Join(filepath.Dir(s.paths.consumer), "credential.sock"), credentialMode); err != nil {
+			return nil, nil, err
+		}
+	}
+	defer func() {
+		if err != nil && units != nil {
+			_ = units.Close()
+		}
+	}()
+	s.units = credential.New(credential.Config{Listener: units, Broker: s.broker, Audit: s.audit, Clock: s.clock, Log: s.log,
+		State: filepath.Join(s.paths.state, "units.json")})
+	// The consumers' last: whoever finds it finds the others too.
 	if admin, err = take("admin", &s.paths.admin); err != nil {
 		return nil, nil, err
 	}
@@ -180,6 +198,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.relayLogins(ctx) })
 	g.Go(func() error { return s.api.Run(ctx) })
 	g.Go(func() error { return s.files.Run(ctx) })
+	g.Go(func() error { return s.units.Run(ctx) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })

@@ -31,7 +31,7 @@ func root(t *testing.T) string {
 		real.Must(t, exec.Command("cp", "/bin/true", filepath.Join(dir, program)))
 	}
 	ours, err := filepath.Glob("credential-broker*")
-	if err != nil || len(ours) != 3 {
+	if err != nil || len(ours) != 4 {
 		t.Fatalf("%v, %v", ours, err)
 	}
 	real.Must(t, exec.Command("cp", append(ours, units)...))
@@ -92,7 +92,7 @@ func TestVerify(t *testing.T) {
 	real.Row(t, area, server, "verify finds no mistake in units and drop-ins")
 	dir := root(t)
 	verify := func() (string, error) {
-		return analyze(dir, "verify", "--man=no", "--recursive-errors=no", "credential-broker.service", "credential-broker.socket", "credential-broker-admin.socket")
+		return analyze(dir, "verify", "--man=no", "--recursive-errors=no", "credential-broker.service", "credential-broker.socket", "credential-broker-admin.socket", "credential-broker-credential.socket")
 	}
 	if out, err := verify(); err != nil || out != "" {
 		t.Errorf("%v\n%s", err, out)

@@ -53,15 +53,16 @@ func (u unit) has(t *testing.T, name string, want [][3]string) {
 }
 
 func TestSockets(t *testing.T) {
-	for name, w := range map[string]struct{ path, fd string }{
-		"credential-broker.socket":       {"/run/credential-broker/broker.sock", "broker"},
-		"credential-broker-admin.socket": {"/run/credential-broker/admin.sock", "admin"},
+	for name, w := range map[string]struct{ path, fd, mode, reason string }{
+		"credential-broker.socket":            {"/run/credential-broker/broker.sock", "broker", "0666", "anyone may connect, the kernel's word decides"},
+		"credential-broker-admin.socket":      {"/run/credential-broker/admin.sock", "admin", "0666", "anyone may connect, the kernel's word decides"},
+		"credential-broker-credential.socket": {"/run/credential-broker/credential.sock", "credential", "0600", "systemd connects as root"},
 	} {
 		read(t, name).has(t, name, [][3]string{
 			{"Socket.ListenStream", w.path, "programs and recipes look there"},
 			{"Socket.FileDescriptorName", w.fd, "the daemon knows its sockets by these names"},
-			{"Socket.Service", "credential-broker.service", "one daemon has both"},
-			{"Socket.SocketMode", "0666", "the daemon refuses to start on another: anyone may connect, the kernel's word decides"},
+			{"Socket.Service", "credential-broker.service", "one daemon has them all"},
+			{"Socket.SocketMode", w.mode, "the daemon refuses to start on another: " + w.reason},
 			{"Socket.DirectoryMode", "0755", "others have to reach the socket, and only root may replace it"},
 			{"Socket.Accept", "", "one process has all connections"},
 			{"Install.WantedBy", "sockets.target", "the first consumer starts the daemon"},
@@ -73,7 +74,7 @@ func TestService(t *testing.T) {
 	const name = "credential-broker.service"
 	u := read(t, name)
 	u.has(t, name, [][3]string{
-		{"Unit.Requires", "credential-broker.socket credential-broker-admin.socket", "without its sockets, the daemon would make others that a restart loses"},
+		{"Unit.Requires", "credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket", "without its sockets, the daemon would make others that a restart loses"},
 		{"Unit.StartLimitIntervalSec", "0", "recovery needs nobody"},
 		{"Service.Type", "notify", "who waits for the unit waits for a daemon that serves"},
 		{"Service.ExecStart", "/usr/libexec/credential-broker/brokerd serve", "the package puts it there"},
@@ -94,7 +95,7 @@ func TestService(t *testing.T) {
 		{"Service.ProtectProc", "default", "the daemon reads the cgroup of its callers"},
 		{"Service.SystemCallFilter", "@system-service memfd_secret | ~@privileged @resources", "memfd_secret is not among @system-service"},
 		{"Service.RestrictAddressFamilies", "AF_UNIX AF_INET AF_INET6", ""},
-		{"Install.Also", "credential-broker.socket credential-broker-admin.socket", "one systemctl enable does it"},
+		{"Install.Also", "credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket", "one systemctl enable does it"},
 	})
 	for _, set := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
 		if len(u.directives["Service."+set]) != 1 {

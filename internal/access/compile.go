@@ -28,8 +28,10 @@ type Entry struct {
 	Scopes []string `yaml:"scopes,omitempty" json:"scopes,omitempty"`
 	// Audiences and resources that may be asked for; the first is when the caller asks for none; zero: the client's (Limits).
 	Audiences []string `yaml:"audiences,omitempty" json:"audiences,omitempty"`
-	// Surfaces that may be used; zero: all but api-key.
+	// Surfaces that may be used; zero: all but api-key. credential needs an entry with Unit alone.
 	Surfaces []Surface `yaml:"surfaces,omitempty" json:"surfaces,omitempty"`
+	// Restart lets Unit have tokens by LoadCredential=: it is restarted before each ends; zero: only what does not end.
+	Restart bool `yaml:"restart,omitempty" json:"restart,omitempty"`
 }
 
 // Surface is one way in which something is handed over.
@@ -45,7 +47,7 @@ const (
 	Files      Surface = "files"
 	Exec       Surface = "exec"
 	Proxy      Surface = "proxy"
-	Credential Surface = "credential"
+	Credential Surface = "credential" // to systemd, which fetches it as root: only for entries by unit alone
 )
 
 // surfaceSet has a bit for each surface, in the order of surfaces.
@@ -146,7 +148,17 @@ func (c *compiler) compile(e Entry) rule {
 		r.audience = e.Audiences[0]
 	}
 	r.surfaces = c.surfaces(e.Surfaces)
+	if !e.byUnitAlone() {
+		r.surfaces &^= bit(Credential)
+	}
+	r.restart = e.Restart
 	return r
+}
+
+// byUnitAlone says whether nothing but the unit decides: what systemd fetches
+// for a unit, it fetches as root, before the unit's user or program is there.
+func (e *Entry) byUnitAlone() bool {
+	return e.Unit != "" && e.User == "" && e.Group == "" && e.Executable == ""
 }
 
 // form checks what needs no look at the machine.
@@ -173,6 +185,12 @@ func (c *compiler) form(e Entry) {
 	}
 	if e.Executable != "" && (!path.IsAbs(e.Executable) || path.Clean(e.Executable) != e.Executable) {
 		c.fail("executable", "%q is no absolute path without detours", e.Executable)
+	}
+	switch byCredential := e.Surfaces == nil || slices.Contains(e.Surfaces, Credential); {
+	case e.Surfaces != nil && byCredential && !e.byUnitAlone():
+		c.fail("surfaces", "a credential is fetched by systemd itself, before the unit's user or program is there: write an entry with unit, and without user, group and executable")
+	case e.Restart && (!byCredential || !e.byUnitAlone()):
+		c.fail("restart", "only a unit that reads a credential is restarted: write an entry with unit alone and the surface credential")
 	}
 	if e.Container != "" && e.Container != "allow" {
 		c.fail("container", "%q is not known: write allow, or leave it out", e.Container)

@@ -17,9 +17,11 @@ type Rules struct {
 // Want is what a caller asks for.
 type Want struct {
 	Surface  Surface
-	Scope    string // scopes with a space between (RFC 6749 §3.3); "": what there is without asking
-	Audience string // "": as Scope
-	Resource string // RFC 8707; held against the audiences of the entry
+	Scope    string  // scopes with a space between (RFC 6749 §3.3); "": what there is without asking
+	Audience string  // "": as Scope
+	Resource string  // RFC 8707; held against the audiences of the entry
+	Also     Surface // a second surface that the same entry must give; "": none
+	Restart  bool    // it ends while its unit runs, so the entry must say restart
 }
 
 // Decision is the answer to a Want. Its slices must not be changed.
@@ -43,6 +45,7 @@ const (
 	ReasonIdentity  Reason = "identity"  // no entry is for this caller
 	ReasonContainer Reason = "container" // one would be, if it said container: allow
 	ReasonSurface   Reason = "surface"   // one is, without this surface
+	ReasonRestart   Reason = "restart"   // one has it, for what does not end while the unit runs
 	ReasonAudience  Reason = "audience"  // audience or resource lies outside of the entry
 	ReasonScope     Reason = "scope"     // so does the scope
 )
@@ -105,7 +108,7 @@ func (r Rules) match(matched []int, i int) []int {
 
 // closeness orders the reasons.
 func closeness(r Reason) int {
-	return slices.Index([]Reason{ReasonIdentity, ReasonContainer, ReasonSurface, ReasonAudience, ReasonScope}, r)
+	return slices.Index([]Reason{ReasonIdentity, ReasonContainer, ReasonSurface, ReasonRestart, ReasonAudience, ReasonScope}, r)
 }
 
 // rule is an Entry whose names are numbers.
@@ -117,6 +120,7 @@ type rule struct {
 	container       bool
 	executable      string
 	surfaces        surfaceSet
+	restart         bool
 	scopes          []string // may be asked for
 	audiences       []string // likewise
 	scope, audience string   // for who asks for none; "": the client's default
@@ -152,8 +156,11 @@ func runs(c *Caller, path string) bool {
 
 // permits says why w is outside of e, or "" and what to ask the issuer for.
 func (e *rule) permits(w Want, d *Decision) Reason {
-	if e.surfaces&bit(w.Surface) == 0 {
+	if e.surfaces&bit(w.Surface) == 0 || w.Also != "" && e.surfaces&bit(w.Also) == 0 {
 		return ReasonSurface
+	}
+	if w.Restart && !e.restart {
+		return ReasonRestart
 	}
 	for _, asked := range [...]string{w.Audience, w.Resource} {
 		if asked != "" && !slices.Contains(e.audiences, asked) {

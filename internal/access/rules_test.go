@@ -155,10 +155,10 @@ func TestDecideWant(t *testing.T) {
 		})
 	}
 	all := surfaces()
-	if got := r.Surfaces(www); slices.Contains(got, APIKey) || !slices.Contains(got, Token) || len(got) != len(all)-1 {
+	if got := r.Surfaces(www); slices.Contains(got, APIKey) || !slices.Contains(got, Token) || len(got) != len(all)-2 { // and credential, which is for units alone
 		t.Errorf("surfaces %v", got)
 	}
-	if got := r.Surfaces(batch); !slices.Equal(got, all[:]) {
+	if got := r.Surfaces(batch); !slices.Equal(got, all[:len(all)-1]) {
 		t.Errorf("surfaces %v", got)
 	}
 }
@@ -240,6 +240,13 @@ func TestCompileErrors(t *testing.T) {
 		{Entry{Executable: "/bin/sh"}, "", "it names nobody"},
 		{Entry{Container: "allow"}, "", "it names nobody"},
 		{Entry{Scopes: []string{"read"}, Surfaces: []Surface{Token}}, "", "it names nobody"},
+		{Entry{Unit: fpm, User: "batch", Surfaces: []Surface{Token, Credential}}, "surfaces", "fetched by systemd itself"},
+		{Entry{Unit: fpm, Group: "batch", Surfaces: []Surface{Credential}}, "surfaces", "fetched by systemd itself"},
+		{Entry{Unit: fpm, Executable: "/bin/sh", Surfaces: []Surface{Credential}}, "surfaces", "fetched by systemd itself"},
+		{Entry{User: "batch", Surfaces: []Surface{Credential}}, "surfaces", "fetched by systemd itself"},
+		{Entry{User: "batch", Restart: true}, "restart", "only a unit"},
+		{Entry{Unit: fpm, User: "batch", Restart: true}, "restart", "only a unit"},
+		{Entry{Unit: fpm, Surfaces: []Surface{Token}, Restart: true}, "restart", "only a unit"},
 		{Entry{User: "lost"}, "user", `this machine has no "lost"`},
 		{Entry{Group: "lost"}, "group", `this machine has no "lost"`},
 		{Entry{Unit: "php8.2-fpm"}, "unit", "write the whole name"},
@@ -293,6 +300,30 @@ func TestCompileErrors(t *testing.T) {
 }
 
 // Every error of every entry at once.
+// A credential is for entries by unit alone, and what ends for those that say
+// restart, in whatever order they stand.
+func TestDecideCredential(t *testing.T) {
+	r := compile(t, Limits{}, Entry{User: "0"}, Entry{Unit: fpm, User: "0"}, Entry{Unit: fpm, Surfaces: []Surface{Credential}},
+		Entry{Unit: fpm, Surfaces: []Surface{Credential, APIKey}}, Entry{Unit: fpm, Restart: true})
+	for _, test := range []struct {
+		want  Want
+		entry int
+	}{
+		{Want{Surface: Credential}, 2}, {Want{Surface: Credential, Also: APIKey}, 3}, {Want{Surface: Credential, Restart: true}, 4},
+	} {
+		if d := r.Decide(as(0, fpm), test.want); !d.Allowed || d.Entry != test.entry {
+			t.Errorf("%+v: %+v", test.want, d)
+		}
+		if d := r.Decide(as(0, "x.service"), test.want); d.Allowed || d.Reason != ReasonSurface {
+			t.Errorf("%+v of another unit: %+v", test.want, d)
+		}
+	}
+	r = compile(t, Limits{}, Entry{Unit: fpm})
+	if d := r.Decide(as(0, fpm), Want{Surface: Credential, Restart: true}); d.Allowed || d.Reason != ReasonRestart {
+		t.Errorf("%+v", d)
+	}
+}
+
 func TestCompileAllErrors(t *testing.T) {
 	_, errs := Compile([]Entry{{User: "lost", Group: "lost", Unit: "x", Container: "no"}, {User: "batch"}, {}}, Limits{}, people{})
 	if len(errs) != 5 {

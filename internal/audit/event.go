@@ -74,6 +74,8 @@ const (
 	BundleKept      Type = "bundle.kept"      // the sealed copy of a bundle could not be written, or serves while the secrets manager is down
 	SecretAge       Type = "secret.age"       // a version is due for replacement, or overdue; once each
 
+	UnitRestarted Type = "unit.restarted" // a unit was restarted to read a new credential; with a Code it was not, or what it holds needs a person
+
 	SecretFound Type = "secret.found" // a scan found a secret or token where it does not belong; Code is the field
 
 	FileFailed Type = "file.failed" // a client's file could not be written or removed: Code says which

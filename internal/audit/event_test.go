@@ -22,7 +22,7 @@ func owasp() map[string][]Type {
 		"4 when the secret expired":                                {TokenExpired, TokenRevoked, LoginRequired, SecretAge},
 		"5 whether an expired secret was used again":               {TokenRejected, TokenRefused, SecretFound},
 		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied, FileFailed},
-		"7 when the secret was updated, and by whom":               {BundleInstalled, BundleRefused, BundleKept},
+		"7 when the secret was updated, and by whom":               {BundleInstalled, BundleRefused, BundleKept, UnitRestarted},
 		"8 administrative actions, and possible acts of operators": {AdminAct, ConfigLoaded, ConfigRefused, ConfigWidened, DaemonStart, DaemonStop, IncidentRecorded, IncidentAlarm},
 	}
 }

@@ -193,6 +193,8 @@ func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 	switch why {
 	case access.ReasonSurface:
 		e.Detail = "no allow entry gives you this surface of the client; the administrator sees the request with: broker audit denied"
+	case access.ReasonRestart:
+		e.Detail = "a token ends while the unit runs, and systemd reads it once, at the start: the allow entry has to say restart: true, or the unit to use another surface"
 	case access.ReasonScope:
 		e.Detail = "the scope is outside of what your allow entry gives; ask for less, or the administrator for more"
 	case access.ReasonAudience:

@@ -98,14 +98,29 @@ func (b *Broker) WatchPlace(p Place) *Watch {
 // says, or for news, looks again, and gives what there is: an error ends
 // nothing.
 func (w *Watch) Next(ctx context.Context) (*Grant, error) {
+	f, err := w.see(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g, err := w.b.give(ctx, w.taker, w.surface, &f)
+	if err != nil {
+		w.pause, w.last = retryWatch, ""
+		return nil, err
+	}
+	w.last = f.name()
+	return g, nil
+}
+
+// see waits for what is not what was there last.
+func (w *Watch) see(ctx context.Context) (found, error) {
 	for {
 		if err := w.wait(ctx); err != nil {
-			return nil, err
+			return found{}, err
 		}
 		w.news = w.b.news.of(w.client) // before looking: what happens from here on wakes
 		f, err := w.find(ctx)
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return found{}, ctx.Err()
 		}
 		if err != nil {
 			w.pause, w.last = retryWatch, ""
@@ -113,23 +128,16 @@ func (w *Watch) Next(ctx context.Context) (*Grant, error) {
 			if errors.As(err, &e) && e.RetryAfter > 0 {
 				w.pause = e.RetryAfter
 			}
-			return nil, err
+			return found{}, err
 		}
 		if w.taker.gone() { // it may be the same token for days, and give is not called
 			w.last = ""
-			return nil, exited(w.taker.caller)
+			return found{}, exited(w.taker.caller)
 		}
 		w.pause = w.next(&f)
-		if f.name() == w.last {
-			continue
+		if f.name() != w.last {
+			return f, nil
 		}
-		g, err := w.b.give(ctx, w.taker, w.surface, &f)
-		if err != nil {
-			w.pause, w.last = retryWatch, ""
-			return nil, err
-		}
-		w.last = f.name()
-		return g, nil
 	}
 }
 

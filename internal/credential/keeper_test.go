@@ -1,0 +1,195 @@
+package credential
+
+import (
+	"encoding/base64"
+	"strings"
+	"testing"
+	"time"
+
+	"credentialbroker/internal/broker"
+	"credentialbroker/internal/fake"
+)
+
+func decoded(t *testing.T, s string) []byte {
+	t.Helper()
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A rotated API key reaches the unit within the minute; a reload changes
+// nothing; without restart: true nothing is restarted.
+func TestRotation(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		one := w.boot("key.service", "vdab.api-key")
+		w.sleep(time.Hour)
+		w.apply(entries())
+		if n := w.restarted(); n != 0 || w.holds(one, "vdab.api-key") != theKey {
+			t.Fatalf("%d restarts, %s", n, w.holds(one, "vdab.api-key"))
+		}
+		w.key("api-key-2-9c0d1")
+		w.sleep(7 * time.Minute) // the manager is asked every five
+		if n := w.restarted(); n != 1 || w.holds(one, "vdab.api-key") != "api-key-2-9c0d1" {
+			t.Errorf("%d restarts, %s", n, w.holds(one, "vdab.api-key"))
+		}
+		list := entries()
+		list[2].Restart = false
+		w.apply(list)
+		w.key("api-key-3-77aa0")
+		w.sleep(time.Hour)
+		if n := w.restarted(); n != 1 || w.holds(one, "vdab.api-key") != "api-key-2-9c0d1" {
+			t.Errorf("without the permission: %d restarts", n)
+		}
+	})
+}
+
+// A unit that was stopped is not started, and is looked after when it starts
+// again.
+func TestStopped(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		stopped := w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		stopped.state = "inactive"
+		w.mu.Unlock()
+		w.sleep(time.Hour)
+		if n := w.restarted(); n != 0 || len(w.alarms()) > 0 {
+			t.Errorf("%d restarts of a unit that was stopped: %v", n, w.alarms())
+		}
+		if minted := w.issuer.Stats().Minted; minted > 4 {
+			t.Errorf("%d tokens for nobody", minted)
+		}
+		w.boot("web.service", "vdab.token")
+		w.sleep(time.Hour)
+		if n := w.restarted(); n < 3 {
+			t.Errorf("%d restarts after its start", n)
+		}
+	})
+}
+
+// A unit that does not come back is left alone.
+func TestLost(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		web := w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		web.broken = true
+		w.mu.Unlock()
+		w.sleep(5 * time.Hour)
+		a := w.alarms()
+		if n := w.restarted(); n != 1 || len(a) != 1 || !strings.HasPrefix(a[0], "lost: web.service was restarted") || !strings.Contains(a[0], "(it is failed)") {
+			t.Errorf("%d restarts, %v", n, a)
+		}
+		if f := w.room.Findings(); len(f) != 1 || f[0].Target != "web.service vdab.token" {
+			t.Error(f)
+		}
+		w.boot("web.service", "vdab.token")
+		if f := w.room.Findings(); len(f) != 0 {
+			t.Error(f)
+		}
+	})
+}
+
+// What systemd does not let the broker do is told once, and tried again, ever
+// less often.
+func TestRefusedRestart(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		w.refusal = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
+		w.mu.Unlock()
+		w.sleep(2 * time.Hour)
+		a := w.alarms()
+		if len(a) != 1 || !strings.Contains(a[0], "web.service cannot be restarted") || !strings.Contains(a[0], "50-credential-broker.rules") {
+			t.Error(a)
+		}
+		if n := strings.Count(w.said.String(), "cannot be restarted"); n > 12 {
+			t.Errorf("told %d times in two hours", n)
+		}
+		w.mu.Lock()
+		w.refusal = ""
+		w.mu.Unlock()
+		w.sleep(20 * time.Minute)
+		if w.restarted() == 0 || len(w.room.Findings()) != 0 {
+			t.Errorf("%d restarts, %v", w.restarted(), w.room.Findings())
+		}
+	})
+}
+
+// A quarantine stops nothing and restarts nothing, and says what is out there.
+func TestQuarantine(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.boot("web.service", "vdab.token")
+		w.sleep(time.Minute)
+		w.broker.Contain(map[string]string{"vdab": "2026-0001"})
+		w.sleep(time.Hour)
+		a := w.alarms()
+		if n := w.restarted(); n != 0 || len(a) != 1 || !strings.HasPrefix(a[0], "quarantined: web.service holds token") || !strings.Contains(a[0], "systemctl stop web.service") {
+			t.Errorf("%d restarts, %v", n, a)
+		}
+		w.broker.Contain(nil)
+		w.sleep(time.Minute)
+		if n := w.restarted(); n != 1 {
+			t.Errorf("%d restarts after the release", n)
+		}
+	})
+}
+
+// The daemon's own restart forgets no unit; an outage of the issuer restarts
+// none.
+func TestDaemonRestart(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		web := w.boot("web.service", "vdab.token")
+		w.sleep(time.Minute)
+		w.stop()
+		w.start()
+		before := w.restarted()
+		w.sleep(3 * time.Minute) // its first token of its own is another one
+		if n := w.restarted() - before; n != 1 || life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Errorf("%d restarts", n)
+		}
+		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
+		before = w.restarted()
+		w.sleep(3 * time.Hour)
+		if n := w.restarted() - before; n != 0 {
+			t.Errorf("%d restarts without a token to read", n)
+		}
+		w.issuer.Set(fake.Fault{})
+		w.sleep(20 * time.Minute)
+		if life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Error("it was not restarted when there was a token again")
+		}
+	})
+}
+
+// Whatever is rotated how often: a unit is not restarted more than once a
+// minute, and has the newest in the end.
+func TestNotTooOften(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		one := w.boot("key.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		last := ""
+		for i := range 12 {
+			last = "api-key-" + string(rune('a'+i)) + "-9c0d1"
+			w.key(last)
+			if _, err := w.broker.Rotate(t.Context(), "vdab", broker.Rotation{}); err != nil {
+				t.Fatal(err)
+			}
+			w.sleep(25 * time.Second)
+		}
+		if n := w.restarted(); n < 3 || n > 5 {
+			t.Errorf("%d restarts in five minutes", n)
+		}
+		w.sleep(3 * time.Minute)
+		if got := w.holds(one, "vdab.api-key"); got != last {
+			t.Errorf("%s, want %s", got, last)
+		}
+	})
+}
