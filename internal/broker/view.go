@@ -32,13 +32,13 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 func (c *cachedClient) served(list []access.Surface) []access.Surface {
 	return slices.DeleteFunc(list, func(s access.Surface) bool {
 		switch s {
-		case access.Headers, access.APIKey:
+		case access.Headers, access.APIKey, access.Exec:
 			return false
 		case access.Token, access.Events:
 			return c.issuer == nil
 		case access.JWT:
 			return c.issuer == nil || !c.issuer.Local()
-		case access.Files, access.Exec, access.Proxy, access.Credential:
+		case access.Files, access.Proxy, access.Credential:
 		}
 		return true
 	})
