@@ -2,7 +2,7 @@
 # make test      everything that needs nothing but Go
 # make test-real the integration suite against real servers, which it installs into .real
 # make check     format, vet, lint, floor plan, generated files
-# make bench     the consumer socket and the scanner beside their references
+# make bench     the consumer socket, the scanner and the mask beside their references
 
 SHELL := /bin/bash
 GO ?= go
@@ -63,6 +63,7 @@ bench: build
 	$(GO) test -count=1 -v -run TestCallBudget ./bench
 	integration/install.d/ripgrep.sh
 	SCAN_BENCH_MIB=1024 $(GO) test -count=1 -v -timeout 20m -run TestScanSpeed ./bench
+	REDACT_BENCH_MIB=2048 $(GO) test -count=1 -v -run TestRedactSpeed ./bench
 
 clean:
 	rm -rf dist .real .tools

@@ -63,6 +63,28 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// With surface=exec a request is one of broker exec, for an entry that names it
+// and for none that does not.
+func TestSurfaceExec(t *testing.T) {
+	h := newHouse(t, nil)
+	entry := me()
+	entry.Surfaces = []access.Surface{access.Exec}
+	h.apply(entry)
+	for path, want := range map[string]int{"token": 403, "headers": 403, "token?surface=exec": 200, "headers?surface=exec": 200,
+		"token?surface=token": 400, "headers?surface=": 400, "token?surface=exec&surface=exec": 400, "api-key?surface=exec": 400} {
+		if a := ask(t, h.http, "GET", "/v1/clients/vdab/"+path, ""); a.status != want {
+			t.Errorf("%s: %d, want %d", path, a.status, want)
+		}
+	}
+	entry.Surfaces = []access.Surface{access.Token, access.Headers, access.Events, access.APIKey}
+	h.apply(entry)
+	for _, path := range []string{"token", "headers", "events"} {
+		if a := ask(t, h.http, "GET", "/v1/clients/vdab/"+path+"?surface=exec", ""); a.status != 403 {
+			t.Errorf("%s: %d", path, a.status)
+		}
+	}
+}
+
 // What refuses the first look is an ordinary answer.
 func TestEventsRefused(t *testing.T) {
 	h := newHouse(t, nil)

@@ -27,7 +27,7 @@ const (
 	maxToken     = 16 << 10       // bytes of a rejected token
 	maxMore      = 2048           // bytes of more_information
 	fingerprints = 43             // characters of base64url(SHA-256)
-	parameters   = "min_ttl, scope, audience, resource"
+	parameters   = "min_ttl, scope, audience, resource, surface"
 	rejectFields = `{"access_token" or "fingerprint", "status", "more_information"}`
 )
 
@@ -67,6 +67,10 @@ func noQuery(r *http.Request) error {
 	return parse(r.URL.RawQuery, "", func(string, string) (bool, error) { return false, nil })
 }
 
+// tokenRequest reads the parameters of a token. With surface=exec the request
+// is one of broker exec: an entry that names exec alone lets it pass, and one
+// that does not name exec does not. The caller says so itself, which is sound:
+// both are the entry's caller, whom the kernel knows.
 func tokenRequest(query, name string, surface access.Surface) (broker.Request, error) {
 	req := broker.Request{Client: name, Surface: surface}
 	if query == "" {
@@ -86,6 +90,11 @@ func tokenRequest(query, name string, surface access.Surface) (broker.Request, e
 			req.Audience = value
 		case "resource":
 			req.Resource = value
+		case "surface":
+			if value != string(access.Exec) {
+				return true, invalid("surface is exec, as broker exec says it, or is left out")
+			}
+			req.Surface, req.NeedsToken = access.Exec, surface != access.Headers
 		default:
 			return false, nil
 		}

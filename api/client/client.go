@@ -33,6 +33,7 @@ type Options struct {
 	Audience string
 	Resource string
 	MinTTL   time.Duration // how much life the token must have left; zero: any
+	Surface  string        // "exec" for a request on behalf of broker exec; empty: what the path says
 }
 
 // Environment is the variable that names another consumer socket.
@@ -131,7 +132,7 @@ func clientPath(name, what string) string {
 
 func (o Options) query() string {
 	q := url.Values{}
-	for name, value := range map[string]string{"scope": o.Scope, "audience": o.Audience, "resource": o.Resource} {
+	for name, value := range map[string]string{"scope": o.Scope, "audience": o.Audience, "resource": o.Resource, "surface": o.Surface} {
 		if value != "" {
 			q.Set(name, value)
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,7 @@ const (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), heeded(syscall.SIGINT, syscall.SIGTERM)...)
 	err := command().ExecuteContext(ctx)
 	stop()
 	if err != nil {
@@ -43,6 +44,10 @@ func main() {
 		os.Exit(exitCode(err))
 	}
 }
+
+// heeded leaves out what whoever started us wants to be ignored, as nohup and
+// a script's & do.
+func heeded(signals ...os.Signal) []os.Signal { return slices.DeleteFunc(signals, signal.Ignored) }
 
 // quiet is an exit code whose reason is on the screen already.
 type quiet int
@@ -134,7 +139,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&s.consumer, "socket", "", "consumer socket (default: $"+client.Environment+", else "+client.DefaultSocket()+")")
 	root.PersistentFlags().StringVar(&s.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s),
+	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s), execCommand(s),
 		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), keysCommand(s), intakeCommand(s), loginCommand(s), revokeCommand(s), auditCommand(s), leakCommand(s), whoisCommand(s),
 		scanCommand(s),
 		forward("serve", "Run the daemon", "  broker serve\n  broker serve --config ./broker.yaml"),

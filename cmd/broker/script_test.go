@@ -15,6 +15,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+
+	"credentialbroker/api/client"
 )
 
 // The scripts run the programs as they ship: broker, and the brokerd that it
@@ -75,6 +77,7 @@ func runPageOf(ts *testscript.TestScript, _ bool, args []string) {
 			continue
 		}
 		cmd := exec.Command("sh", "-c", strings.ReplaceAll(line, "/run/credential-broker/broker.sock", ts.Getenv("SOCKET")))
+		cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), client.Environment+"="+ts.Getenv("SOCKET"))
 		said, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		const timedOut = 28 // curl was told when to leave a stream

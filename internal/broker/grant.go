@@ -18,6 +18,9 @@ import (
 type Request struct {
 	Client  string
 	Surface access.Surface
+	// NeedsToken refuses a client that has an API key alone. Token and Events
+	// always do.
+	NeedsToken bool
 	// Scope (space-separated), Audience and Resource choose the token; empty
 	// means what the caller's allow entry, or else the client, has as default.
 	Scope, Audience, Resource string

@@ -62,7 +62,7 @@ func (b *Broker) find(ctx context.Context, c *access.Caller, r Request) (found, 
 		return found{}, err
 	}
 	if cl.issuer == nil {
-		if r.Surface == access.Token || r.Surface == access.Events {
+		if r.Surface == access.Token || r.Surface == access.Events || r.NeedsToken {
 			return found{}, noToken()
 		}
 		return b.key(ctx, cl)
@@ -362,7 +362,7 @@ func (c *cachedClient) aboutToken(status int) bool {
 func (b *Broker) mayReject(c *access.Caller, name string) (*cachedClient, error) {
 	surface := access.Token
 	if cl := b.clients.Load().byName[name]; cl != nil {
-		for _, s := range []access.Surface{access.Token, access.Headers, access.JWT, access.APIKey} {
+		for _, s := range []access.Surface{access.Token, access.Headers, access.JWT, access.APIKey, access.Events, access.Exec} {
 			if cl.rules.Decide(c, access.Want{Surface: s}).Allowed {
 				surface = s
 				break

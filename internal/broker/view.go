@@ -32,13 +32,13 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 func (c *cachedClient) served(list []access.Surface) []access.Surface {
 	return slices.DeleteFunc(list, func(s access.Surface) bool {
 		switch s {
-		case access.Headers, access.APIKey, access.Credential:
+		case access.Headers, access.APIKey, access.Credential, access.Exec:
 			return false
 		case access.Token, access.Events:
 			return c.issuer == nil
 		case access.JWT:
 			return c.issuer == nil || !c.issuer.Local()
-		case access.Files, access.Exec, access.Proxy:
+		case access.Files, access.Proxy:
 		}
 		return true
 	})

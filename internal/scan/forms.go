@@ -44,6 +44,23 @@ type form struct {
 	width   int // of its windows
 }
 
+// Form is one encoding of a value, and its name.
+type Form struct {
+	Name string
+	Text []byte
+}
+
+// Forms are the encodings in which a scan finds a value, for whoever has to
+// find it in some other way. The caller wipes them.
+func Forms(v []byte) []Form {
+	list := forms(v)
+	out := make([]Form, len(list))
+	for i := range list {
+		out[i] = Form{list[i].name, list[i].text}
+	}
+	return out
+}
+
 // forms makes all encodings of v that differ.
 func forms(v []byte) (list []form) {
 	at, size, line := core(v)
