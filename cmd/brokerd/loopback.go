@@ -116,7 +116,7 @@ func (l *loopbacks) close(name string, one *loopback) {
 
 // Run serves until ctx ends.
 func (l *loopbacks) Run(ctx context.Context, s *api.Server) error {
-	const again = 15 * time.Second
+	const again = 5 * time.Second
 	tick := time.NewTicker(again)
 	defer tick.Stop()
 	var serving sync.WaitGroup

@@ -146,11 +146,11 @@ func (d *SockDiag) Knows(addr netip.AddrPort) error {
 }
 
 func (d *SockDiag) listener(addr netip.AddrPort) (Peer, error) {
-	any := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+	whoever := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if addr.Addr().Is6() {
-		any = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+		whoever = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 	}
-	p, err := d.ask(addr, any, [8]byte{})
+	p, err := d.ask(addr, whoever, [8]byte{})
 	if err == nil && (p.state != tcpListen || p.near.Port() != addr.Port()) {
 		err = unix.ENOENT
 	}
