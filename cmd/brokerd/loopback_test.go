@@ -131,6 +131,9 @@ func TestLoopback(t *testing.T) {
 	if code := over(first); code != 0 {
 		t.Errorf("after the end: %d", code)
 	}
+	if said := s.stderr.String(); strings.Count(said, "serving on loopback") != 3 {
+		t.Errorf("it should begin three times:\n%s", said)
+	}
 }
 
 // Who has the port is named, keeps nobody else from being served, and is

@@ -66,11 +66,10 @@ type Peer struct {
 	// UID is who made the socket.
 	UID uint32
 
-	inode       uint32
-	cookie      [8]byte
-	near, far   netip.AddrPort // its own address, and ours
-	state       uint8
-	established bool
+	inode     uint32
+	cookie    [8]byte
+	near, far netip.AddrPort // its own address, and ours
+	state     uint8
 }
 
 // The states of TCP that matter here (include/net/tcp_states.h).
@@ -91,10 +90,10 @@ func (d *SockDiag) Peer(c *net.TCPConn) (Peer, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return Peer{}, errors.New("no socket of this machine is the other end of the connection: it was forwarded from another network namespace or machine, or is closed")
+	case errors.Is(err, ErrExited):
+		return Peer{}, err
 	case err != nil:
 		return Peer{}, fmt.Errorf("sock_diag: %w", err)
-	case !p.established:
-		return Peer{}, ErrExited
 	}
 	// Theirs was connected; if ours is too, after that, they are one connection:
 	// as long as ours lives, nobody else can connect with the same four numbers.
@@ -159,13 +158,15 @@ func (d *SockDiag) listener(addr netip.AddrPort) (Peer, error) {
 
 // find is the connected socket whose own address is near and whose peer is far.
 // The kernel falls back to a listener on near, and to what is left of a closed
-// connection: neither is one.
+// connection: neither is one, and the error is ErrExited.
 func (d *SockDiag) find(near, far netip.AddrPort, cookie [8]byte) (Peer, error) {
 	p, err := d.ask(near, far, cookie)
 	if err != nil {
 		return Peer{}, err
 	}
-	p.established = p.state == tcpEstablished && p.inode != 0 && p.near == near && p.far == far
+	if p.state != tcpEstablished || p.inode == 0 || p.near != near || p.far != far {
+		return Peer{}, ErrExited
+	}
 	return p, nil
 }
 

@@ -219,7 +219,7 @@ func TestTimeWaitIsNobody(t *testing.T) {
 		}
 		runtime.Gosched()
 	}
-	if p, err := d.find(near, far, [8]byte{}); err != nil || p.established {
+	if p, err := d.find(near, far, [8]byte{}); !errors.Is(err, ErrExited) {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
@@ -233,7 +233,11 @@ func TestListenerIsNoPeer(t *testing.T) {
 	}
 	defer l.Close()
 	at, _ := address(l.Addr())
-	if p, err := d.find(at, netip.MustParseAddrPort("127.0.0.1:9"), [8]byte{}); err != nil || p.established || p.state != tcpListen {
+	elsewhere := netip.MustParseAddrPort("127.0.0.1:9")
+	if p, err := d.ask(at, elsewhere, [8]byte{}); err != nil || p.state != tcpListen {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if p, err := d.find(at, elsewhere, [8]byte{}); !errors.Is(err, ErrExited) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	if err := d.Knows(at); err != nil {

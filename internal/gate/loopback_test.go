@@ -1,12 +1,14 @@
 package gate
 
 import (
+	"errors"
 	"log/slog"
 	"net"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"credentialbroker/internal/access"
 )
@@ -68,6 +70,14 @@ func TestListenLoopback(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := New(Limits{}, slog.New(slog.DiscardHandler))
+		closing, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closing.Close()
+		if err := closing.(*net.TCPConn).CloseWrite(); err != nil { // it is passed over
+			t.Fatal(err)
+		}
 		client, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -75,6 +85,9 @@ func TestListenLoopback(t *testing.T) {
 		c, err := p.Gate(l).Accept()
 		if err != nil {
 			t.Fatal(err)
+		}
+		if c.RemoteAddr().String() != client.LocalAddr().String() {
+			t.Fatalf("%s: a connection that is closing was let in", host)
 		}
 		if _, err := client.Write([]byte("x")); err != nil {
 			t.Fatal(err)
@@ -132,7 +145,8 @@ func TestConnectionsOfNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%d, %v", n, err)
 	}
 	_ = l.Close()
