@@ -41,6 +41,7 @@ func TestDiff(t *testing.T) {
 			`provider unit: file: added|provider unit: systemd: removed|provider unit: write: unset -> "w"|provider w: added`},
 		{"header", "    allow:", "    headers: { X-Id: \"{client_id}\" }\n    allow:", "client vdab: headers.X-Id: added (wider)"},
 		{"file added", "    allow:", "    files: [{ path: /run/t/x }]\n    allow:", "client vdab: files: /run/t/x: token (text), for the daemon added (wider)"},
+		{"loopback", "    allow:", "    loopback: { address: '127.0.0.1:8085', insecure_loopback: true }\n    allow:", "client vdab: loopback: added (wider)"},
 		{"bound", "    allow:", "    scopes: [read]\n    allow:", "client vdab: scopes: unset -> [read]"},
 	} {
 		old, err := load(t, map[string]string{"broker.yaml": minimal})
@@ -136,6 +137,10 @@ func TestWarnings(t *testing.T) {
 			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"a file of a group", leak + minimal + "    files: [{ path: /run/t/x }, { path: /run/t/y, group: gone }]\n", []string{"the file /run/t/y: group: no group gone"}},
 		{"a file of another user", leak + minimal + "    files: [{ path: /run/t/x, owner: root }, { path: /run/t/y, owner: gone }]\n", []string{"the file /run/t/y: owner: no user gone"}},
+		{"loopback", leak + entries("{ user: root }", "{ unit: x.service }") + "    loopback: { address: '127.0.0.1:8085', insecure_loopback: true }\n",
+			[]string{"\"vdab\" is served on 127.0.0.1:8085 too, which is weaker than the socket"}},
+		{"loopback for nobody", leak + entries("{ user: root, unit: x.service }", "{ user: root, executable: /usr/bin/x }", "{ user: root, user_unit: x.service }") + "    loopback: { address: '[::1]:8085', insecure_loopback: true }\n",
+			[]string{"weaker than the socket", "\"vdab\" is served to nobody on [::1]:8085"}},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

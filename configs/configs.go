@@ -114,6 +114,9 @@ type Client struct {
 	Files []files.Config `yaml:"files"`
 	// Leak is what happens to the client when its credentials leak.
 	Leak LeakPolicy `yaml:"leak"`
+	// Loopback is a TCP port of this machine for consumers that cannot speak HTTP
+	// over a Unix socket. It is weaker. Missing: there is none.
+	Loopback *Loopback `yaml:"loopback"`
 	// Settings are the preset's, each replaced where the client sets its own.
 	Settings `yaml:",inline"`
 
@@ -138,6 +141,16 @@ type Refresh struct {
 	// Owner is the name of this host, for one host owns a refresh token.
 	// Missing: the host's own name.
 	Owner string `yaml:"owner"`
+}
+
+// Loopback serves one client on a TCP port, to users of this machine that the
+// kernel names; only allow entries without unit, user_unit and executable count
+// there. docs/applications.md says in what it is weaker than the socket.
+type Loopback struct {
+	// Address is 127.0.0.1 or [::1] with a port.
+	Address string `yaml:"address" check:"required" hint:"as in address: 127.0.0.1:8085"`
+	// InsecureLoopback is true, and says that whoever wrote it knows that.
+	InsecureLoopback bool `yaml:"insecure_loopback"`
 }
 
 // Owner answers for a client (OWASP Secrets Management Cheat Sheet §2.11).

@@ -151,6 +151,7 @@ func (w *warner) client(name string, c Client, names access.Names) {
 	for i, f := range c.Files {
 		w.file(c.written[i], name, f, names)
 	}
+	w.loopback(name, c)
 	if (c.ClientAuth == oidc.SecretBasic || c.ClientAuth == oidc.SecretPost) && w.prefers(c.Preset) == oidc.PrivateKeyJWT {
 		w.warn(c.at, fmt.Sprintf("the client %s authenticates with %s, where its preset prefers private_key_jwt: the issuer, and whoever sees the request, learns the secret", quote(name), c.ClientAuth),
 			"broker presets show "+c.Preset+" says why; broker keys new "+name+" makes a key")
@@ -158,6 +159,18 @@ func (w *warner) client(name string, c Client, names access.Names) {
 	if c.Prove == "probe" && c.Probe.URL == "" && c.Rotation.Accept != "unproved" {
 		w.warn(c.at, fmt.Sprintf("the client %s: nothing can prove a new version of its secret, so each waits for broker rotate %s --accept", quote(name), name),
 			"set probe: { url: URL } to a request of the API that changes nothing")
+	}
+}
+
+func (w *warner) loopback(name string, c Client) {
+	if c.Loopback == nil {
+		return
+	}
+	w.warn(c.at, fmt.Sprintf("the client %s is served on %s too, which is weaker than the socket: there, an allow entry means every program of the user or group, wherever it runs", quote(name), c.Loopback.Address),
+		"remove loopback: when its last application can use the socket, files or broker exec")
+	if !slices.ContainsFunc(c.Allow, func(e access.Entry) bool { return e.Unit == "" && e.UserUnit == "" && e.Executable == "" }) {
+		w.warn(c.at, fmt.Sprintf("the client %s is served to nobody on %s: no allow entry names user or group alone", quote(name), c.Loopback.Address),
+			"add one without unit, user_unit and executable")
 	}
 }
 

@@ -256,6 +256,9 @@ type DeniedCaller struct {
 	UserUnit  string `json:"user_unit,omitempty"`
 	LoginUID  uint32 `json:"loginuid"` // 4294967295: nobody logged in
 	Container bool   `json:"container,omitempty"`
+	// Place is the loopback listener by which UID asked; empty: PID asked by a
+	// socket.
+	Place string `json:"place,omitempty"`
 }
 
 // A Verdict is what checking the audit log found. Without Problems it is

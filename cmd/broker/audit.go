@@ -183,7 +183,7 @@ func printDenial(out io.Writer, d client.Denial) {
 	if name := userName(d.Caller.UID); name != "" {
 		who += " (" + name + ")"
 	}
-	for _, u := range []struct{ name, value string }{{", unit ", d.Caller.Unit}, {", user unit ", d.Caller.UserUnit}} {
+	for _, u := range []struct{ name, value string }{{", unit ", d.Caller.Unit}, {", user unit ", d.Caller.UserUnit}, {", at ", d.Caller.Place}} {
 		if u.value != "" {
 			who += u.name + u.value
 		}

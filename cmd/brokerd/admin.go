@@ -79,7 +79,7 @@ func actor(c *access.Caller) *audit.Caller {
 		return nil
 	}
 	return &audit.Caller{PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID, Unit: c.Unit, UserUnit: c.UserUnit,
-		LoginUID: c.LoginUID, Container: c.Container}
+		LoginUID: c.LoginUID, Container: c.Container, Place: c.Place}
 }
 
 // install makes c the configuration, as a whole or not at all.
@@ -115,7 +115,7 @@ func (s *server) install(c *configs.Config) error {
 }
 
 // reload reads the configuration anew. Who asked is nil for a signal.
-func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change, error) {
+func (s *server) reload(ctx context.Context, who *access.Caller) ([]client.Change, error) {
 	notify(daemon.SdNotifyReloading)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,6 +129,7 @@ func (s *server) reload(_ context.Context, who *access.Caller) ([]client.Change,
 		s.audit.Note(audit.Event{Type: audit.ConfigRefused, Actor: actor(who), Detail: map[string]string{"error": firstLine(err)}})
 		return nil, fmt.Errorf("%w\nthe old configuration stays", err)
 	}
+	s.ports.apply(ctx, c)
 	var changes []client.Change
 	wider := 0
 	for _, d := range c.Diff(old) {
@@ -288,6 +289,7 @@ func (s *server) status() client.Status {
 	for _, m := range managers {
 		out.Providers = append(out.Providers, *m)
 	}
+	out.Warnings = append(out.Warnings, slices.DeleteFunc(s.ports.findings(), func(f client.Finding) bool { return f.Level == client.OK })...)
 	for _, w := range config.Warnings(access.SystemNames()) {
 		out.Warnings = append(out.Warnings, client.Finding{Check: "configuration", Target: place(w), Level: client.Warning, Detail: w.Message})
 	}
@@ -400,6 +402,7 @@ func (s *server) liveHost(ctx context.Context) []client.Finding {
 	} else {
 		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.OK, Detail: "the log is written; anchors: " + s.audit.Status().Anchors})
 	}
+	list = append(list, s.ports.findings()...)
 	if leak != nil {
 		list = append(list, s.liveRelays(ctx)...)
 		if leak.Sign != nil {

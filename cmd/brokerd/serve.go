@@ -63,6 +63,7 @@ type server struct {
 	clock   clock.Clock
 	alarms  struct{ command, webhook alarmCounts }
 	webhook webhook
+	ports   *loopbacks
 
 	response *response.Responder
 	relogin  chan struct{} // the relays' logins and the webhook's key are to be read again
@@ -91,6 +92,7 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 		return nil, nil, nil, err
 	}
 	s = &server{paths: p, log: logger(out), clock: clock.System{}, started: time.Now(), relogin: make(chan struct{}, 1)}
+	s.ports = newLoopbacks(s.log)
 	if err := makeState(p.state); err != nil {
 		return nil, nil, nil, err
 	}
@@ -192,6 +194,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 		s.log.Warn("the audit log cannot be written", "error", err)
 	}
 	s.response.Start()
+	s.ports.apply(ctx, s.current.config)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.broker.Run(ctx) })
 	g.Go(func() error { return s.response.Run(ctx) })
@@ -199,6 +202,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.api.Run(ctx) })
 	g.Go(func() error { return s.files.Run(ctx) })
 	g.Go(func() error { return s.units.Run(ctx) })
+	g.Go(func() error { return s.ports.Run(ctx, s.api) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })

@@ -36,8 +36,18 @@ type Caller struct {
 	// namespace that renumbers its users, or in a container's cgroup.
 	Container bool
 
+	// Place is the listener of a caller over loopback, "loopback 127.0.0.1:8085";
+	// empty: it came by a Unix socket. The kernel then knows the user alone: no
+	// process, no unit, no container, and groups are the user database's.
+	Place string
+	// Client is the only one that there is for this caller; empty: all are.
+	Client string
+
 	Exe      Executable // zero when it may not be read (without CAP_SYS_PTRACE: all but our own user's)
 	LoginUID uint32     // the audit system's login uid, ^uint32(0) if unset
+
+	peer *Peer // over loopback: its socket, known to diag
+	diag *SockDiag
 
 	mu    sync.Mutex
 	pidfd int // -1 once closed
@@ -50,9 +60,13 @@ type Executable struct{ Dev, Ino uint64 }
 // connection must get nothing, whoever else still holds it.
 var ErrExited = errors.New("the process that opened the connection has exited")
 
-// Alive says whether the connector still runs. Once false it is false for
-// ever, also if the pid is in use again. It costs one system call.
+// Alive says whether the connector still runs; over loopback, whether its socket
+// is still connected. Once false it is false for ever, also if the pid or the
+// port is in use again. It costs one system call, over loopback two.
 func (c *Caller) Alive() bool {
+	if c.peer != nil {
+		return c.diag.connected(c.peer)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pidfd >= 0 && running(c.pidfd)
@@ -71,11 +85,17 @@ func (c *Caller) Close() error {
 	return unix.Close(fd)
 }
 
+// Reaches says whether there is such a client for c.
+func (c *Caller) Reaches(client string) bool { return c.Client == "" || c.Client == client }
+
 // String describes the caller to a person. It looks the user's name up, so it
 // is for errors and logs, not for every request.
 func (c *Caller) String() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "pid %d, uid %d", c.PID, c.UID)
+	if c.Place == "" {
+		fmt.Fprintf(&s, "pid %d, ", c.PID)
+	}
+	fmt.Fprintf(&s, "uid %d", c.UID)
 	if u, err := user.LookupId(strconv.FormatUint(uint64(c.UID), 10)); err == nil {
 		fmt.Fprintf(&s, " (%s)", u.Username)
 	}
@@ -87,6 +107,9 @@ func (c *Caller) String() string {
 	}
 	if c.Container {
 		s.WriteString(", in a container")
+	}
+	if c.Place != "" {
+		s.WriteString(", over loopback")
 	}
 	return s.String()
 }

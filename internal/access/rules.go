@@ -129,6 +129,7 @@ type rule struct {
 // identity says why e is not for c, or "".
 func (e *rule) identity(c *Caller) Reason {
 	if e.dead ||
+		c.Place != "" && (e.unit != "" || e.userUnit != "" || e.executable != "") ||
 		e.byUser && e.user != c.UID ||
 		e.byGroup && !inGroup(c, e.group) ||
 		e.unit != "" && e.unit != c.Unit ||

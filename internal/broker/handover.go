@@ -41,7 +41,7 @@ type recipient struct {
 	pid     int32
 	start   uint64
 	uid     uint32
-	unit    string // only where pid is 0; a place's name, if it is one
+	unit    string // only where pid is 0; a place's name, or a listener's, if it is one
 	surface access.Surface
 }
 
@@ -99,7 +99,7 @@ func exited(c *access.Caller) *Error {
 // waits for the same record.
 func (b *Broker) firstHandOver(to taker, h *holding, key recipient) *share {
 	h.mu.Lock()
-	if c := to.caller; c != nil && len(h.m) >= manyRecipients {
+	if c := to.caller; c != nil && c.Place == "" && len(h.m) >= manyRecipients {
 		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface}
 	}
 	if s := h.m[key]; s != nil {
@@ -216,7 +216,7 @@ func (s *clientState) keyRejected(c *access.Caller, v providers.Version, now clo
 
 func auditCaller(c *access.Caller) audit.Caller {
 	return audit.Caller{PID: c.PID, Start: c.Start, UID: c.UID, GID: c.GID, Unit: c.Unit, UserUnit: c.UserUnit,
-		LoginUID: c.LoginUID, Container: c.Container}
+		LoginUID: c.LoginUID, Container: c.Container, Place: c.Place}
 }
 
 // noteRejection records a consumer's complaint; a caller that goes on is
@@ -320,7 +320,7 @@ func known(scope string, scopes []string) bool {
 
 // add records the first of its kind within a minute and counts the others.
 func (d *denials) add(b *Broker, c *access.Caller, t audit.Type, what denialOf) {
-	key := denial{t, what, c.UID, c.Unit + c.UserUnit}
+	key := denial{t, what, c.UID, c.Unit + c.UserUnit + c.Place}
 	now := b.o.Clock.Now().Wall
 	d.mu.Lock()
 	if s := d.m[key]; s == nil && (d.users[c.UID] >= denialsOfUser || len(d.m) >= manyDenials) {

@@ -165,7 +165,7 @@ func (b *Broker) key(ctx context.Context, cl *cachedClient) (found, error) {
 // decide finds the client and the rules' answer; a refusal is recorded.
 func (b *Broker) decide(c *access.Caller, r Request) (*cachedClient, access.Decision, error) {
 	cl := b.clients.Load().byName[r.Client]
-	if cl == nil {
+	if cl == nil || !c.Reaches(r.Client) {
 		return nil, access.Decision{}, b.deny(c, r, access.ReasonIdentity)
 	}
 	d := cl.rules.Decide(c, access.Want{Surface: r.Surface, Scope: r.Scope, Audience: r.Audience, Resource: r.Resource})
@@ -186,7 +186,7 @@ func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 	e := &Error{Code: client.NotAllowed, Identity: c.String(), Clients: []string{}, Reason: why}
 	set := b.clients.Load()
 	for _, name := range set.names {
-		if set.byName[name].rules.Decide(c, access.Want{Surface: access.Token}).Matched != nil {
+		if c.Reaches(name) && set.byName[name].rules.Decide(c, access.Want{Surface: access.Token}).Matched != nil {
 			e.Clients = append(e.Clients, name)
 		}
 	}
@@ -201,6 +201,9 @@ func (b *Broker) deny(c *access.Caller, r Request, why access.Reason) error {
 		e.Detail = "the audience or resource is outside of what your allow entry gives; ask for less, or the administrator for more"
 	default:
 		e.Detail = "there is no such client, or no allow entry for you; the administrator sees the request with: broker audit denied"
+	}
+	if c.Client != "" {
+		e.Detail += "; this address serves the client " + c.Client + " alone, by entries that name user or group and no unit or executable"
 	}
 	return e
 }

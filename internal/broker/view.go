@@ -19,6 +19,9 @@ func (b *Broker) Whoami(c *access.Caller) Identity {
 	set := b.clients.Load()
 	for _, name := range set.names {
 		rules := set.byName[name].rules
+		if !c.Reaches(name) {
+			continue
+		}
 		if s := set.byName[name].served(rules.Surfaces(c)); len(s) > 0 {
 			d := rules.Decide(c, access.Want{Surface: s[0]})
 			id.Clients = append(id.Clients, IdentityClient{Client: name, Entries: d.Matched, Surfaces: s})
@@ -52,7 +55,7 @@ func (b *Broker) Ready(c *access.Caller) Readiness {
 	set := b.clients.Load()
 	for _, name := range set.names {
 		cl := set.byName[name]
-		if len(cl.rules.Surfaces(c)) == 0 {
+		if !c.Reaches(name) || len(cl.rules.Surfaces(c)) == 0 {
 			r.Others++
 			continue
 		}

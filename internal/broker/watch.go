@@ -41,6 +41,9 @@ func (t taker) recipient(s access.Surface) recipient {
 	if t.place != nil {
 		return recipient{uid: t.place.UID, unit: t.place.Name, surface: s}
 	}
+	if t.caller.Place != "" { // by user: there is no process, and a connection is none
+		return recipient{uid: t.caller.UID, unit: t.caller.Place, surface: s}
+	}
 	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s}
 }
 

@@ -8,6 +8,7 @@ package gate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -86,7 +87,8 @@ type peer struct {
 
 // Conn is a connection with its caller. net/http reads it.
 type Conn struct {
-	*net.UnixConn
+	net.Conn // a *net.UnixConn or a *local
+
 	pool   *Pool
 	uid    uint32
 	peer   *peer
@@ -136,25 +138,21 @@ func (g *gate) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err //nolint:wrapcheck // net/http looks at it
 		}
-		u, ok := c.(*net.UnixConn)
-		if !ok {
-			_ = c.Close()
-			continue
-		}
-		if admitted := g.pool.admit(u); admitted != nil {
+		if admitted := g.pool.admit(c); admitted != nil {
 			return admitted, nil
 		}
-		_ = u.Close()
+		_ = c.Close()
 	}
 }
 
 // admit takes a connection in, or returns nil if nothing idle could make room.
-func (p *Pool) admit(u *net.UnixConn) *Conn {
-	uid, err := PeerUID(u)
+func (p *Pool) admit(nc net.Conn) *Conn {
+	uid, err := userOf(nc)
 	if err != nil {
+		p.unknown(uid, err)
 		return nil
 	}
-	c := &Conn{UnixConn: u, pool: p, uid: uid}
+	c := &Conn{Conn: nc, pool: p, uid: uid}
 	c.idle.Store(p.now())
 	p.mu.Lock()
 	own := p.peers[uid]
@@ -331,18 +329,24 @@ func (c *Conn) Read(b []byte) (int, error) {
 	if !c.asked {
 		c.asked = true
 		if err := c.identify(); err != nil {
-			return 0, &net.OpError{Op: "read", Net: "unix", Err: err}
+			return 0, &net.OpError{Op: "read", Net: c.LocalAddr().Network(), Err: err}
 		}
 	}
-	return c.UnixConn.Read(b)
+	return c.Conn.Read(b)
 }
 
 func (c *Conn) identify() error {
-	caller, err := c.pool.who.Identify(c.UnixConn)
+	var caller *access.Caller
+	var err error
+	switch nc := c.Conn.(type) {
+	case *net.UnixConn:
+		caller, err = c.pool.who.Identify(nc)
+	case *local:
+		caller = nc.caller()
+	}
 	if err != nil {
-		if !errors.Is(err, access.ErrExited) && !c.closed.Load() {
-			c.pool.unidentified.Add(1)
-			c.pool.complain("a connection was closed: its caller cannot be identified", "uid", c.uid, "error", err)
+		if !c.closed.Load() {
+			c.pool.unknown(c.uid, err)
 		}
 		return err
 	}
@@ -351,6 +355,14 @@ func (c *Conn) identify() error {
 		_ = caller.Close()
 	}
 	return nil
+}
+
+// unknown counts a caller that cannot be identified, unless it is gone.
+func (p *Pool) unknown(uid uint32, err error) {
+	if !errors.Is(err, access.ErrExited) {
+		p.unidentified.Add(1)
+		p.complain("a connection was closed: its caller cannot be identified", "uid", uid, "error", err)
+	}
 }
 
 // complain logs at most once a minute, since whoever is the cause can repeat it
@@ -402,7 +414,28 @@ func (c *Conn) Close() error {
 	if caller := c.caller.Load(); caller != nil {
 		_ = caller.Close()
 	}
-	return c.UnixConn.Close()
+	return c.Conn.Close()
+}
+
+// CloseWrite lets net/http end an answer to a request that it did not read
+// whole: Close alone would take the answer back.
+func (c *Conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// userOf is who opened a connection. One of a kind that has no such user is
+// refused.
+func userOf(c net.Conn) (uint32, error) {
+	switch c := c.(type) {
+	case *net.UnixConn:
+		return PeerUID(c)
+	case *local:
+		return c.peer.UID, c.err
+	}
+	return 0, fmt.Errorf("a connection by %s tells nobody's user", c.LocalAddr().Network())
 }
 
 // PeerUID is who opened a connection (SO_PEERCRED, unix(7)).
