@@ -15,6 +15,7 @@ import (
 	"credentialbroker/internal/files"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/internal/proxy"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/providers/exec"
@@ -114,6 +115,9 @@ type Client struct {
 	Files []files.Config `yaml:"files"`
 	// Leak is what happens to the client when its credentials leak.
 	Leak LeakPolicy `yaml:"leak"`
+	// ReverseProxy are sockets on which the client's API can be called without
+	// any credential: the broker adds the headers. Missing: none.
+	ReverseProxy []proxy.Config `yaml:"reverse_proxy"`
 	// Settings are the preset's, each replaced where the client sets its own.
 	Settings `yaml:",inline"`
 
