@@ -61,18 +61,24 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 
 // counts are one route's.
 type counts struct {
+	metrics  *metrics
+	route    [2]string
 	requests *prometheus.CounterVec
 	duration prometheus.Observer
 	retries  prometheus.Counter
 }
 
 func (m *metrics) of(r *Route) *counts {
-	return &counts{requests: m.requests.MustCurryWith(prometheus.Labels{"client": r.Client, "route": r.Name}),
+	return &counts{metrics: m, route: [2]string{r.Client, r.Name}, requests: m.requests.MustCurryWith(prometheus.Labels{"client": r.Client, "route": r.Name}),
 		duration: m.duration.WithLabelValues(r.Client, r.Name), retries: m.retries.WithLabelValues(r.Client, r.Name)}
 }
 
 func (c *counts) done(code string, took time.Duration) {
-	c.requests.WithLabelValues(code).Inc()
+	c.metrics.mu.Lock()
+	if c.metrics.names[c.route] != nil { // else it was configured away meanwhile
+		c.requests.WithLabelValues(code).Inc()
+	}
+	c.metrics.mu.Unlock()
 	c.duration.Observe(took.Seconds())
 }
 
