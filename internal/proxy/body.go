@@ -114,11 +114,9 @@ func (x *call) information(resp *http.Response) (string, error) {
 	}
 	resp.Body = &rewound{io.MultiReader(bytes.NewReader(start), resp.Body), resp.Body}
 	if strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
-		z, err := gzip.NewReader(bytes.NewReader(start))
-		if err != nil {
-			return "", nil
+		if z, err := gzip.NewReader(bytes.NewReader(start)); err == nil {
+			start, _ = io.ReadAll(io.LimitReader(z, most))
 		}
-		start, _ = io.ReadAll(io.LimitReader(z, most))
 	}
 	var said struct {
 		MoreInformation string `json:"moreInformation"`

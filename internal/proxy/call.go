@@ -207,12 +207,12 @@ func (x *call) refused(resp *http.Response) (bool, error) {
 	}
 	used := x.grant.Token.Fingerprint
 	b := x.rt.server.o.Broker
-	if _, err := b.Reject(x.ctx, x.caller, broker.Rejection{Client: x.rt.Client, Fingerprint: used,
-		Status: resp.StatusCode, MoreInformation: said}); err != nil || !x.again {
+	_, refusal := b.Reject(x.ctx, x.caller, broker.Rejection{Client: x.rt.Client, Fingerprint: used, Status: resp.StatusCode, MoreInformation: said})
+	if refusal != nil || !x.again {
 		return false, nil // the API's own answer tells more
 	}
-	g, err := b.Token(x.ctx, x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
-	if err != nil || g.Token.Fingerprint == used {
+	g, refusal := b.Token(x.ctx, x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
+	if refusal != nil || g.Token.Fingerprint == used {
 		return false, nil
 	}
 	x.grant = g

@@ -103,7 +103,7 @@ func TestLies(t *testing.T) {
 		if s := w.proxy.Status(); s[0].Failed != 1 || s[0].Error == "" {
 			t.Errorf("%s: %+v", c.name, s[0])
 		}
-		if resp, err := via(other.Socket).Get("http://localhost/"); err != nil || resp.StatusCode != 200 {
+		if resp, err := via(other.Socket).Get("http://localhost/"); err != nil || resp.StatusCode != http.StatusOK {
 			t.Errorf("%s: the other route: %v", c.name, err)
 		}
 	}
@@ -117,7 +117,7 @@ func TestTooMuch(t *testing.T) {
 	})
 	w := newWorld(t, http.HandlerFunc(ok), func(c *Config) { c.Upstream = upstream })
 	for range 5 {
-		if resp, body := w.do("GET", "/", ""); resp.StatusCode != 200 || body != "ok" {
+		if resp, body := w.do("GET", "/", ""); resp.StatusCode != http.StatusOK || body != "ok" {
 			t.Errorf("%s %q", resp.Status, body)
 		}
 	}
@@ -147,7 +147,7 @@ func TestSlowCallers(t *testing.T) {
 	if _, err := io.WriteString(c, "GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	if resp, _ := w.do("GET", "/x", ""); resp.StatusCode != 200 { // meanwhile
+	if resp, _ := w.do("GET", "/x", ""); resp.StatusCode != http.StatusOK { // meanwhile
 		t.Error(resp.Status)
 	}
 	<-ended
@@ -165,7 +165,7 @@ func TestSlowCallers(t *testing.T) {
 	}
 	defer half.Close()
 	_, _ = io.WriteString(half, "GET / HT")
-	if resp, _ := w.do("GET", "/x", ""); resp.StatusCode != 200 {
+	if resp, _ := w.do("GET", "/x", ""); resp.StatusCode != http.StatusOK {
 		t.Error(resp.Status)
 	}
 }
@@ -188,6 +188,25 @@ func TestCallerLeaves(t *testing.T) {
 		t.Error(err)
 	}
 	<-ended
+}
+
+// Each side may be silent for the timeout; a call may take longer.
+func TestLongCall(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		tick := time.NewTicker(short / 3)
+		defer tick.Stop()
+		for range 6 {
+			fmt.Fprintln(w, "line")
+			_ = http.NewResponseController(w).Flush()
+			<-tick.C
+		}
+	}), func(c *Config) { c.Timeout = clockDuration(short) })
+	for _, size := range []int{0, 1, maxReplay + 1} {
+		if _, body := w.do("PUT", "/", strings.Repeat("x", size)); strings.Count(body, "line") != 6 {
+			t.Errorf("%d bytes: %q", size, body)
+		}
+	}
 }
 
 // An answer that begins before the body has come is passed on.
@@ -283,7 +302,7 @@ func TestLimitsOfAUser(t *testing.T) {
 	w.route(cfg)
 	w.http = via(cfg.Socket)
 	for range 3 {
-		if resp, _ := w.do("GET", "/", ""); resp.StatusCode != 200 {
+		if resp, _ := w.do("GET", "/", ""); resp.StatusCode != http.StatusOK {
 			t.Error(resp.Status)
 		}
 	}

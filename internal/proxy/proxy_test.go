@@ -46,7 +46,7 @@ func TestAddsHeaders(t *testing.T) {
 			"Authorization", "Basic stolen", "Authorization", "Bearer stolen", "X-Ibm-Client-Id", "stolen", "X-IBM-CLIENT-ID", "stolen", "x_ibm_client_id", "stolen",
 			"Cookie", "session=stolen", "Connection", "Authorization, X-IBM-Client-Id, X-Hop", "X-Hop", "hop", "X-Original-Url", "/stolen",
 			"Proxy-Authorization", "stolen", "Credential-Broker-Error", "stolen", "X-Own", "own")
-		if resp.StatusCode != 200 || resp.Header.Get("Seen-Bearer") != "true" || resp.Header.Get("Seen-Proto") != name {
+		if resp.StatusCode != http.StatusOK || resp.Header.Get("Seen-Bearer") != "true" || resp.Header.Get("Seen-Proto") != name {
 			t.Errorf("%s: %s %v", name, resp.Status, resp.Header)
 		}
 		first := "GET /base/vacatures/1?q=a;b&%41= " + strings.TrimPrefix(w.api.URL, "https://") + " \n"
@@ -59,13 +59,13 @@ func TestAddsHeaders(t *testing.T) {
 
 // The broker's own errors are told from the API's.
 func TestErrorsAreTold(t *testing.T) {
-	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set(errorHeader, "forged")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = io.WriteString(w, "the API's own words")
 	}), func(c *Config) { c.Paths = []string{"/vacatures", "/v2/jobs/"} })
 	resp, body := w.do("GET", "/vacatures", "")
-	if resp.StatusCode != 503 || body != "the API's own words" || resp.Header[errorHeader] != nil {
+	if resp.StatusCode != http.StatusServiceUnavailable || body != "the API's own words" || resp.Header[errorHeader] != nil {
 		t.Errorf("%s %v %s", resp.Status, resp.Header, body)
 	}
 	for _, path := range []string{"/", "/vacaturesx", "/v2", "/v2/job", "/vacature"} {
@@ -73,7 +73,7 @@ func TestErrorsAreTold(t *testing.T) {
 		wantRefused(t, resp, body, client.NotAllowed)
 	}
 	for _, path := range []string{"/vacatures/", "/vacatures/x", "/v2/jobs", "/v2/jobs/x", "/%76acatures", "/vacatures?x=/../"} {
-		if resp, _ := w.do("GET", path, ""); resp.StatusCode != 503 {
+		if resp, _ := w.do("GET", path, ""); resp.StatusCode != http.StatusServiceUnavailable {
 			t.Errorf("%s: %s", path, resp.Status)
 		}
 	}
@@ -247,12 +247,12 @@ func TestGateway(t *testing.T) {
 	issuer := fake.NewIssuer(fake.Client{ID: theID, Secret: theSecret, APIKey: theKey})
 	w := newWorld(t, issuer.Gateway(), func(c *Config) { c.Upstream = strings.TrimSuffix(c.Upstream, "/base") })
 	resp, body := w.do("GET", fake.APIPath, "")
-	if resp.StatusCode != 200 || !strings.Contains(body, "Software engineer") {
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, "Software engineer") {
 		t.Errorf("%s %s", resp.Status, body)
 	}
 	issuer.Set(fake.Fault{Kind: fake.GatewayToken, Times: 1})
 	w.clock.by.Store(int64(2 * time.Minute))
-	if resp, _ := w.do("GET", fake.APIPath, ""); resp.StatusCode != 200 {
+	if resp, _ := w.do("GET", fake.APIPath, ""); resp.StatusCode != http.StatusOK {
 		t.Errorf("after a refused token: %s", resp.Status)
 	}
 	if err := testutil.CollectAndCompare(w.proxy, strings.NewReader(`
@@ -320,7 +320,7 @@ func TestAnswersShowNoCredential(t *testing.T) {
 func TestRedirectsPass(t *testing.T) {
 	w := newWorld(t, http.RedirectHandler("https://elsewhere.example/", http.StatusFound), nil)
 	resp, _ := w.do("GET", "/", "")
-	if resp.StatusCode != 302 || resp.Header.Get("Location") != "https://elsewhere.example/" {
+	if resp.StatusCode != http.StatusFound || resp.Header.Get("Location") != "https://elsewhere.example/" {
 		t.Errorf("%s %v", resp.Status, resp.Header)
 	}
 }

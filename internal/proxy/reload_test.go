@@ -39,7 +39,7 @@ func TestReload(t *testing.T) {
 	two := w.config()
 	two.Name, two.Socket, two.Upstream = "two", w.dir+"/two.sock", other.URL
 	w.route(two) // the first one goes
-	if resp, err := via(two.Socket).Get("http://localhost/"); err != nil || resp.StatusCode != 200 {
+	if resp, err := via(two.Socket).Get("http://localhost/"); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("the new route: %v", err)
 	}
 	close(wait)
@@ -79,7 +79,7 @@ func TestReload(t *testing.T) {
 	if _, err := os.Lstat(one.Socket); !os.IsNotExist(err) {
 		t.Errorf("the socket of a discarded route: %v", err)
 	}
-	if resp, err := app.Get("http://localhost/"); err != nil || resp.StatusCode != 200 {
+	if resp, err := app.Get("http://localhost/"); err != nil || resp.StatusCode != http.StatusOK {
 		t.Errorf("after a change that was discarded: %v", err)
 	}
 	same := two
