@@ -97,7 +97,6 @@ func (x *call) pass(w http.ResponseWriter, r *http.Request) {
 	control := http.NewResponseController(w)
 	x.again = idempotent(r.Method) && r.ContentLength >= 0 && r.ContentLength <= maxReplay
 	if r.ContentLength != 0 {
-		_ = control.EnableFullDuplex()
 		x.from = &incoming{ReadCloser: r.Body, call: x, control: control}
 		defer func() {
 			if x.unread() {
@@ -121,6 +120,9 @@ func bodyLate() *broker.Error { return invalid("the body did not come whole, or 
 
 // unread says whether there is more of the caller's body: what follows it on
 // the connection is no request.
+//
+// An answer that begins before that ends the connection; so net/http does not
+// wait for the body before it sends it.
 func (x *call) unread() bool { return x.from != nil && !x.from.whole.Load() }
 
 // idempotent methods (RFC 9110 §9.2.2).

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -249,13 +248,13 @@ func leaveHeir(socket string) int {
 	if heir.Start() != nil {
 		return 1
 	}
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test says so
 	return 0
 }
 
 // Who inherits a connection gets nothing more once its opener has exited.
 func TestHeirGetsNothing(t *testing.T) {
 	exited := make(chan struct{})
-	var sent atomic.Bool
 	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintln(w, "first")
 		_ = http.NewResponseController(w).Flush()
@@ -265,7 +264,6 @@ func TestHeirGetsNothing(t *testing.T) {
 				return
 			}
 			_ = http.NewResponseController(w).Flush()
-			sent.Store(true)
 		}
 	}), nil)
 	cmd := exec.Command(os.Args[0])
@@ -274,16 +272,20 @@ func TestHeirGetsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	leave, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	heard := bufio.NewReader(out)
-	for { // the heir has the first line; whoever asked may have exited already
-		line, err := heard.ReadString('\n')
-		if err != nil || line == "first\r\n" || line == "first\n" {
-			break
+	for line := ""; line != "first\n"; {
+		if line, err = heard.ReadString('\n'); err != nil {
+			t.Fatalf("%q, %v", line, err)
 		}
 	}
+	_ = leave.Close()
 	if _, err := cmd.Process.Wait(); err != nil {
 		t.Fatal(err)
 	}

@@ -194,6 +194,7 @@ func TestRefusedToken(t *testing.T) {
 		{"more information", "GET", "", "", said, false, 2, 2, 200},
 		{"challenge", "GET", "", `Bearer realm="x", error="invalid_token"`, "", false, 2, 2, 200},
 		{"bare challenge", "GET", "", `Bearer realm="x"`, "", false, 2, 2, 200},
+		{"more information beside another scheme", "GET", "", `Basic realm="x"`, said, false, 2, 2, 200},
 		{"nothing said", "DELETE", "", "", "", false, 2, 2, 200},
 		{"small body", "PUT", "hello", "", said, false, 2, 2, 200},
 		{"large body", "PUT", strings.Repeat("x", maxReplay+1), "", said, false, 1, 2, 401},
