@@ -205,18 +205,22 @@ func (x *call) refused(resp *http.Response) (bool, error) {
 	if said == "" && !aboutToken(resp.Header.Values("Www-Authenticate")) {
 		return false, nil
 	}
-	used := x.grant.Token.Fingerprint
-	b := x.rt.server.o.Broker
-	_, refusal := b.Reject(x.ctx, x.caller, broker.Rejection{Client: x.rt.Client, Fingerprint: used, Status: resp.StatusCode, MoreInformation: said})
-	if refusal != nil || !x.again {
-		return false, nil // the API's own answer tells more
+	return x.renew(resp.StatusCode, said), nil
+}
+
+// renew says whether there is another token now, and the request can be sent
+// again. If not, the API's own answer tells the caller more than an error here.
+func (x *call) renew(status int, said string) bool {
+	b, used := x.rt.server.o.Broker, x.grant.Token.Fingerprint
+	if _, err := b.Reject(x.ctx, x.caller, broker.Rejection{Client: x.rt.Client, Fingerprint: used, Status: status, MoreInformation: said}); err != nil || !x.again {
+		return false
 	}
-	g, refusal := b.Token(x.ctx, x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
-	if refusal != nil || g.Token.Fingerprint == used {
-		return false, nil
+	g, err := b.Token(x.ctx, x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
+	if err != nil || g.Token.Fingerprint == used {
+		return false
 	}
 	x.grant = g
-	return true, nil
+	return true
 }
 
 // failed answers when the API has not (httputil.ReverseProxy.ErrorHandler).
