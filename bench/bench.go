@@ -3,6 +3,7 @@
 // All three answer with as many bytes on a Unix socket.
 //
 //	go run ./bench               all of it, some minutes
+//	go run ./bench -proxy        the reverse proxy, beside nginx proxy_pass, alone
 //	go run ./bench -rounds 1 -time 300ms -clients 1,100 -idle 100
 //
 // Every server and the load generator are processes of their own. A round
@@ -48,6 +49,7 @@ type options struct {
 	clients   []int // configured, for memory
 	idle      int   // connections, for memory
 	runs      int   // of broker token and curl
+	proxy     bool  // the reverse proxy alone
 }
 
 // run is the program, or one of its helpers (role.go).
@@ -76,6 +78,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.dist, "dist", "dist", "directory of broker and brokerd")
 	f.IntVar(&o.rounds, "rounds", 5, "measurements of each server in each setting")
 	f.DurationVar(&o.time, "time", time.Second, "length of one measurement")
+	f.BoolVar(&o.proxy, "proxy", false, "measure the reverse proxy alone")
 	consumers := f.String("consumers", "1,8,64", "how many ask at a time")
 	clients := f.String("clients", "1,1000,10000", "how many clients to configure, for memory")
 	f.IntVar(&o.idle, "idle", 10000, "idle connections, for memory")
@@ -115,11 +118,15 @@ type bench struct {
 	out     io.Writer
 	started []*exec.Cmd
 	issuer  string // its token endpoint
+	route   string // configuration of vdab's reverse proxy; empty: none
 }
 
 // all prints every part.
 func (b *bench) all() error {
 	fmt.Fprintf(b.out, "%s, %d processors, %s\n", runtime.Version(), runtime.NumCPU(), kernel())
+	if b.proxy {
+		return b.proxies()
+	}
 	d, err := b.startBroker("broker", 1)
 	if err != nil {
 		return err
@@ -145,6 +152,10 @@ func (b *bench) all() error {
 	for _, s := range servers {
 		b.end(s.cmd)
 	}
+	if err := b.proxies(); err != nil {
+		return err
+	}
+	b.route = ""
 	return b.memory()
 }
 

@@ -27,7 +27,7 @@ import (
 type role func(ctx context.Context, args []string, out io.Writer) error
 
 func roles() map[string]role {
-	return map[string]role{"role-load": loadRole, "role-plain": plainRole, "role-issuer": issuerRole, "role-idle": idleRole}
+	return map[string]role{"role-load": loadRole, "role-plain": plainRole, "role-issuer": issuerRole, "role-idle": idleRole, "role-upstream": upstreamRole}
 }
 
 // loadRole: SOCKET PATH CONSUMERS keep|each TIME.

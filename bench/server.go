@@ -93,6 +93,9 @@ func (b *bench) configure(conf string, clients int) error {
 	for i := range clients {
 		text := fmt.Sprintf("clients:\n  %s:\n    preset: vdab-test\n    token_endpoint: %s\n    ca_file: %s\n    keep_warm: true\n", clientName(i), b.issuer, b.ca()) +
 			fmt.Sprintf("    secret: { provider: local, path: vdab }\n    owner: { contact: bench@example.org, purpose: benchmark }\n    allow: [{ user: \"%d\" }]\n", os.Getuid())
+		if i == 0 {
+			text += b.route
+		}
 		if err := os.WriteFile(filepath.Join(dir, "clients.d", clientName(i)+".yaml"), []byte(text), 0o600); err != nil {
 			return err
 		}

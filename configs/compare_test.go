@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/proxy"
 )
 
 func TestDiff(t *testing.T) {
@@ -42,6 +44,7 @@ func TestDiff(t *testing.T) {
 		{"header", "    allow:", "    headers: { X-Id: \"{client_id}\" }\n    allow:", "client vdab: headers.X-Id: added (wider)"},
 		{"file added", "    allow:", "    files: [{ path: /run/t/x }]\n    allow:", "client vdab: files: /run/t/x: token (text), for the daemon added (wider)"},
 		{"loopback", "    allow:", "    loopback: { address: '127.0.0.1:8085', insecure_loopback: true }\n    allow:", "client vdab: loopback: added (wider)"},
+		{"route added", "    allow:", "    reverse_proxy: [{ name: api, upstream: \"https://a.example\", paths: [/v1] }]\n    allow:", "client vdab: reverse_proxy api: added: https://a.example [/v1] (wider)"},
 		{"bound", "    allow:", "    scopes: [read]\n    allow:", "client vdab: scopes: unset -> [read]"},
 	} {
 		old, err := load(t, map[string]string{"broker.yaml": minimal})
@@ -75,6 +78,47 @@ func TestRestartIsWider(t *testing.T) {
 	plain, restarted := access.Entry{Unit: "a.service"}, access.Entry{Unit: "a.service", Restart: true}
 	if covers(plain, restarted) || !covers(restarted, plain) || entryText(restarted) != "{ unit: a.service, restart: true }" {
 		t.Error(entryText(restarted))
+	}
+}
+
+func TestDiffOfRoutes(t *testing.T) {
+	route := func(text string) *Config {
+		c, err := load(t, map[string]string{"broker.yaml": strings.Replace(minimal, "    allow:", "    reverse_proxy: [{ name: api, upstream: \"https://a.example\", paths: [/v1, /v2]"+text+" }]\n    allow:", 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	from := route("")
+	for _, c := range []struct {
+		change func(*proxy.Config)
+		wider  bool
+	}{
+		{func(r *proxy.Config) { r.Upstream = "https://b.example" }, true},
+		{func(r *proxy.Config) { r.Paths = nil }, true},
+		{func(r *proxy.Config) { r.Paths = []string{"/v3"} }, true},
+		{func(r *proxy.Config) { r.Paths = []string{"/v1"} }, false},
+		{func(r *proxy.Config) { r.CAFile = "/ca" }, true},
+		{func(r *proxy.Config) { r.Timeout = clock.Duration(time.Minute) }, false},
+	} {
+		to := route("")
+		r := &to.Clients["vdab"].ReverseProxy[0]
+		c.change(r)
+		if changes := to.Diff(from); len(changes) != 1 || changes[0].Wider != c.wider {
+			t.Errorf("%+v: %+v", r, changes)
+		}
+	}
+	gone := route("")
+	vdab := gone.Clients["vdab"]
+	vdab.ReverseProxy = nil
+	gone.Clients["vdab"] = vdab
+	if changes := gone.Diff(from); len(changes) != 1 || changes[0].Wider || changes[0].Text != "client vdab: reverse_proxy api: removed" {
+		t.Errorf("%+v", changes)
+	}
+	if list, _ := from.Egress(clock.System{}); !slices.ContainsFunc(list, func(d Destination) bool {
+		return d.Address == "a.example:443" && slices.Equal(d.For, []string{"client vdab: reverse proxy api"})
+	}) {
+		t.Errorf("%+v", list)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"credentialbroker/internal/files"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/internal/proxy"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/providers/exec"
@@ -117,6 +118,9 @@ type Client struct {
 	// Loopback is a TCP port of this machine for consumers that cannot speak HTTP
 	// over a Unix socket. It is weaker. Missing: there is none.
 	Loopback *Loopback `yaml:"loopback"`
+	// ReverseProxy are sockets on which the client's API can be called without
+	// any credential: the broker adds the headers. Missing: none.
+	ReverseProxy []proxy.Config `yaml:"reverse_proxy"`
 	// Settings are the preset's, each replaced where the client sets its own.
 	Settings `yaml:",inline"`
 

@@ -9,6 +9,7 @@ import (
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/files"
+	"credentialbroker/internal/proxy"
 )
 
 // Rules of this file:
@@ -63,6 +64,9 @@ func (d *differ) values(path string, old, now reflect.Value) {
 		return
 	case []files.Config:
 		d.files(path, before, now.Interface().([]files.Config))
+		return
+	case []proxy.Config:
+		d.routes(path, before, now.Interface().([]proxy.Config))
 		return
 	case Secret:
 		d.add(path, true, "%s -> %s", secretText(before), secretText(now.Interface().(Secret)))

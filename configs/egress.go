@@ -32,6 +32,9 @@ func (c *Config) Egress(clk clock.Clock) ([]Destination, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		e.client("client "+name+": ", c.Clients[name].Settings)
+		for _, r := range c.Clients[name].ReverseProxy {
+			e.url(r.Upstream, r.Proxy, "client "+name+": reverse proxy "+r.Name)
+		}
 	}
 	if l := c.Leak; l != nil {
 		for _, r := range l.Relays() {

@@ -47,6 +47,7 @@ func (c *Config) validate(r *report, whole bool) {
 	}
 	k.refreshSecrets()
 	k.filePaths()
+	k.routes()
 	k.owned("audit", c.Audit.Validate())
 	if c.Leak != nil {
 		k.when(c.LeakByHand != "", "leak_by_hand", "there is a section leak, too", "one of the two", "")

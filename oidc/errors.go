@@ -70,6 +70,10 @@ func KindOf(err error) Kind {
 	return Unavailable
 }
 
+// Unreachable says why there is no answer from host, in words that hold
+// nothing of what was sent or received.
+func Unreachable(host string, err error) *Error { return transportError(host, err) }
+
 // transportError says why there is no answer from host. The cause's own text
 // is not shown: it may hold a proxy's URL with its password.
 func transportError(host string, err error) *Error {

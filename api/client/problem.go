@@ -20,6 +20,8 @@ const (
 	IssuerUnavailable   Code = "issuer_unavailable"
 	ProviderUnavailable Code = "provider_unavailable"
 	AuditUnavailable    Code = "audit_unavailable"
+	APIUnavailable      Code = "api_unavailable" // of the reverse proxy: the API cannot be reached
+	APITimeout          Code = "api_timeout"     // likewise: it does not answer in time
 	Internal            Code = "internal"
 	// InvalidConfiguration is the admin socket's: a reload that changed nothing.
 	InvalidConfiguration Code = "invalid_configuration"
@@ -42,10 +44,12 @@ func (c Code) Status() int {
 		return 422
 	case RateLimited:
 		return 429
-	case CredentialsRejected, IssuerProtocolError:
+	case CredentialsRejected, IssuerProtocolError, APIUnavailable:
 		return 502
 	case IssuerUnavailable, ProviderUnavailable, AuditUnavailable:
 		return 503
+	case APITimeout:
+		return 504
 	case Internal:
 	}
 	return 500
@@ -100,6 +104,10 @@ func (c Code) Title() string {
 		return "The secrets manager is unavailable"
 	case AuditUnavailable:
 		return "The audit log cannot be written"
+	case APIUnavailable:
+		return "The API cannot be reached"
+	case APITimeout:
+		return "The API does not answer"
 	case Internal:
 	}
 	return "Internal error"

@@ -18,6 +18,21 @@ type Status struct {
 	Warnings     []Finding        `json:"warnings"` // of the configuration, and of the machine
 	// Incidents are those that are not closed, or whose report has not left.
 	Incidents []IncidentLine `json:"incidents,omitempty"`
+	// Routes are the reverse proxy's.
+	Routes []RouteStatus `json:"routes,omitempty"`
+}
+
+// RouteStatus is one route of the reverse proxy.
+type RouteStatus struct {
+	Client   string `json:"client"`
+	Route    string `json:"route"`
+	Socket   string `json:"socket"`
+	Upstream string `json:"upstream"`
+	Requests int64  `json:"requests"` // since the configuration was read
+	Failed   int64  `json:"failed"`   // of them: the API gave no whole answer
+	// Error is why the last one of these failed, at ErrorAt; empty: none has.
+	Error   string    `json:"error,omitempty"`
+	ErrorAt time.Time `json:"error_at,omitzero"`
 }
 
 // IncidentLine is one incident that is not closed, or whose report has not left.

@@ -52,7 +52,9 @@ func execCommand(s *sockets) *cobra.Command {
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd.Context(), s.client(), args[0], args[1:]) }}
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.run(cmd.Context(), s.client(), args[0], args[1:])
+		}}
 	c.Flags().StringVar(&f.o.Scope, "scope", "", "scopes, with a space between (default: the allow entry's, else the client's)")
 	c.Flags().StringVar(&f.o.Audience, "audience", "", "audience of the token")
 	c.Flags().StringVar(&f.o.Resource, "resource", "", "resource of the token, a URI (RFC 8707)")

@@ -114,7 +114,7 @@ func exitCode(err error) int {
 		return exitTryAgain
 	case client.InvalidConfiguration:
 		return exitConfig
-	case client.IssuerProtocolError, client.Internal:
+	case client.IssuerProtocolError, client.APIUnavailable, client.APITimeout, client.Internal:
 	}
 	return exitUnavailable
 }

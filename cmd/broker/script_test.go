@@ -76,7 +76,7 @@ func runPageOf(ts *testscript.TestScript, _ bool, args []string) {
 		if !inside {
 			continue
 		}
-		cmd := exec.Command("sh", "-c", strings.ReplaceAll(line, "/run/credential-broker/broker.sock", ts.Getenv("SOCKET")))
+		cmd := exec.Command("sh", "-c", strings.ReplaceAll(line, "/run/credential-broker/", filepath.Dir(ts.Getenv("SOCKET"))+"/"))
 		cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"), client.Environment+"="+ts.Getenv("SOCKET"))
 		said, err := cmd.CombinedOutput()
 		var exit *exec.ExitError

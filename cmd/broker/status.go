@@ -160,6 +160,12 @@ func printStatus(out io.Writer, st *client.Status) error {
 			fmt.Fprintf(out, "\n%s: %s", c.Client, text)
 		}
 	}
+	for _, r := range st.Routes {
+		fmt.Fprintf(out, "\n%s: route %s: %s -> %s, %d requests", r.Client, r.Route, r.Socket, r.Upstream, r.Requests)
+		if r.Failed > 0 {
+			fmt.Fprintf(out, ", %d without an answer, last at %s: %s", r.Failed, r.ErrorAt.UTC().Format(time.RFC3339), r.Error)
+		}
+	}
 	for _, i := range st.Incidents {
 		fmt.Fprintf(out, "\n%s", incidentText(&i))
 	}

@@ -22,6 +22,7 @@ import (
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/proxy"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
@@ -93,13 +94,20 @@ func (s *server) install(c *configs.Config) error {
 	if err == nil {
 		answers, err = s.respond(next)
 	}
+	var routes *proxy.Change
 	if err == nil {
-		err = s.broker.Apply(clients)
+		routes, err = s.proxy.Prepare(next.routes())
+	}
+	if err == nil {
+		if err = s.broker.Apply(clients); err != nil {
+			routes.Discard()
+		}
 	}
 	if err != nil {
 		next.close(s.current)
 		return err
 	}
+	routes.Commit()
 	answers.Commit()
 	if s.current != nil {
 		s.current.close(next)
@@ -280,6 +288,10 @@ func (s *server) status() client.Status {
 		if t := c.Credential.Provider; t.Err != nil {
 			m.State, m.Error, m.Since, m.Next = "failing", string(providers.KindOf(t.Err)), t.Since, t.Next
 		}
+	}
+	for _, r := range s.proxy.Status() {
+		out.Routes = append(out.Routes, client.RouteStatus{Client: r.Client, Route: r.Name, Socket: r.Socket, Upstream: r.Upstream,
+			Requests: r.Requests, Failed: r.Failed, Error: r.Error, ErrorAt: r.ErrorAt})
 	}
 	open, _, _ := s.response.Summaries()
 	for _, i := range open {

@@ -189,6 +189,8 @@ clients:
     ca_file: {{.CAFile}}
     secret: { provider: local, path: vdab }
     owner: { contact: you@localhost, purpose: demonstration }
+    reverse_proxy:
+      - { name: vdab, upstream: "{{.Base}}{{.APIPath}}", ca_file: {{.CAFile}} }
     allow:
       - { user: "{{.UID}}" }
 
@@ -201,7 +203,7 @@ func (d *demo) configure() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = demoConfig.Execute(f, map[string]any{"Dir": d.dir, "Identity": d.identity, "Base": d.base, "TokenPath": fake.TokenPath,
+	err = demoConfig.Execute(f, map[string]any{"Dir": d.dir, "Identity": d.identity, "Base": d.base, "TokenPath": fake.TokenPath, "APIPath": fake.APIPath,
 		"CAFile": d.caFile, "UID": os.Getuid()})
 	return name, errors.Join(err, f.Close())
 }

@@ -31,7 +31,7 @@ func (s *server) gatherers() (own, all prometheus.Gatherer) {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: ns, Name: name, Help: help},
 			func() float64 { return float64(f(s.api.Traffic())) })
 	}
-	registry.MustRegister(s.broker, s.incidentMetrics(), s.fileMetrics(),
+	registry.MustRegister(s.broker, s.proxy, s.incidentMetrics(), s.fileMetrics(),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Name: "build_info", Help: "1, with the version of the daemon.",
 			ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()}}, func() float64 { return 1 }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Name: "connections", Help: "Connections on the consumer socket."},

@@ -15,6 +15,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/proxy"
 )
 
 // exposes lists what the daemon can expose, and each one's labels.
@@ -24,7 +25,7 @@ func exposes(t *testing.T) map[string][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{broker: broker.New(broker.Options{Audit: log, Clock: clock.System{}})}
+	s := &server{broker: broker.New(broker.Options{Audit: log, Clock: clock.System{}}), proxy: proxy.New(proxy.Options{})}
 	own, _ := s.gatherers()
 	descs := make(chan *prometheus.Desc, 100)
 	own.(*prometheus.Registry).Describe(descs)

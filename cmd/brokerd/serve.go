@@ -31,6 +31,7 @@ import (
 	"credentialbroker/internal/credential"
 	"credentialbroker/internal/files"
 	"credentialbroker/internal/gate"
+	"credentialbroker/internal/proxy"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
 )
@@ -59,6 +60,7 @@ type server struct {
 	broker  *broker.Broker
 	files   *files.Writer
 	api     *api.Server
+	proxy   *proxy.Server
 	started time.Time
 	clock   clock.Clock
 	alarms  struct{ command, webhook alarmCounts }
@@ -102,11 +104,22 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 	}
 	s.broker = broker.New(broker.Options{Audit: s.audit, ServeUnrecorded: c.Audit.OnFailure == "serve", Clock: s.clock, Dir: p.state})
 	s.openFiles()
+	inherited, err := gate.Inherited(socketModes(c))
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s.proxy = proxy.New(proxy.Options{Broker: s.broker, Log: s.log, Limits: limits(c), Dir: filepath.Join(filepath.Dir(p.consumer), "proxy"), Inherited: inherited})
 	if err := s.install(c); err != nil {
 		return nil, nil, nil, err
 	}
-	consumer, admin, err = s.listen()
+	consumer, admin, err = s.listen(inherited)
 	return s, consumer, admin, err
+}
+
+// limits are those of each socket for consumers.
+func limits(c *configs.Config) gate.Limits {
+	l := c.Limits
+	return gate.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections, RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}
 }
 
 func load(file string) (*configs.Config, error) {
@@ -137,12 +150,19 @@ const socketMode = 0o666
 // credentialMode: systemd connects as root.
 const credentialMode = 0o600
 
-// listen takes the sockets of systemd, or makes its own.
-func (s *server) listen() (consumer, admin net.Listener, err error) {
-	inherited, err := gate.Inherited(map[string]os.FileMode{"broker": socketMode, "admin": socketMode, "credential": credentialMode})
-	if err != nil {
-		return nil, nil, err
+// socketModes are the sockets that systemd may pass on.
+func socketModes(c *configs.Config) map[string]os.FileMode {
+	modes := map[string]os.FileMode{"broker": socketMode, "admin": socketMode, "credential": credentialMode}
+	for _, client := range c.Clients {
+		for _, r := range client.ReverseProxy {
+			modes[proxy.Inherits(r)] = socketMode
+		}
 	}
+	return modes
+}
+
+// listen takes the sockets of systemd, or makes its own.
+func (s *server) listen(inherited map[string]net.Listener) (consumer, admin net.Listener, err error) {
 	take := func(name string, path *string) (net.Listener, error) {
 		if l := inherited[name]; l != nil {
 			*path = l.Addr().String()
@@ -178,10 +198,9 @@ func (s *server) listen() (consumer, admin net.Listener, err error) {
 // it.
 func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	own, all := s.gatherers()
-	clients, l := len(s.current.config.Clients), s.current.config.Limits
+	clients := len(s.current.config.Clients)
 	s.api = api.New(api.Config{Consumer: consumer, Admin: admin, Broker: s.broker, Administration: s.administration(all), Log: s.log,
-		Limits: gate.Limits{ConnectionsPerUser: l.ConnectionsPerUser, Connections: l.Connections,
-			RequestsPerSecond: l.RequestsPerSecond, Burst: 2 * l.RequestsPerSecond}})
+		Limits: limits(s.current.config)})
 
 	logCtx, endLog := context.WithCancel(context.WithoutCancel(ctx))
 	defer endLog()
@@ -203,6 +222,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.files.Run(ctx) })
 	g.Go(func() error { return s.units.Run(ctx) })
 	g.Go(func() error { return s.ports.Run(ctx, s.api) })
+	g.Go(func() error { return s.proxy.Run(ctx) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })

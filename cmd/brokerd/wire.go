@@ -16,6 +16,7 @@ import (
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/outbound"
+	"credentialbroker/internal/proxy"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 	"credentialbroker/rotation"
@@ -91,7 +92,7 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 		Allow:  c.Allow, Limits: access.Limits{Scopes: c.Scopes, Audiences: c.Audiences},
 		Default:  oidc.Request{Scope: c.Scope, Audience: c.Audience, Resource: c.Resource},
 		KeepWarm: c.KeepWarm, Owner: broker.Owner{Contact: c.Owner.Contact, Purpose: c.Owner.Purpose},
-		KeyRejected: c.KeyRejected, Transport: transport,
+		KeyRejected: c.KeyRejected, Transport: transport, Proxied: len(c.ReverseProxy) > 0,
 		Rotation: rotation.Config{Spec: c.Secret.Spec, Required: c.Required(), Hosts: c.Hosts, OneSecret: c.Secrets == "one", Prove: rotation.Prove(c.Prove),
 			AcceptUnproved: c.Rotation.Accept == "unproved", MaxAge: c.Rotation.MaxAge.D(), Poll: c.Rotation.Poll.D(), Settle: c.Rotation.Settle.D()},
 	}
@@ -116,6 +117,16 @@ func (o *opened) client(name string, c configs.Client, transport *outbound.Excha
 		b.Rotation.Refresh = &rotation.Refresh{Provider: r.Provider, Ref: r.Ref, Owner: cmp.Or(r.Owner, hostName())}
 	}
 	return b
+}
+
+// routes are the reverse proxy's.
+func (o *opened) routes() (list []proxy.Route) {
+	for _, name := range slices.Sorted(maps.Keys(o.config.Clients)) {
+		for _, r := range o.config.Clients[name].ReverseProxy {
+			list = append(list, proxy.Route{Client: name, Config: r})
+		}
+	}
+	return list
 }
 
 // hostName tells hosts apart that could own a refresh token.

@@ -85,7 +85,7 @@ func TestService(t *testing.T) {
 		{"Service.User", "credential-broker", "the user of sysusers.conf"},
 		{"Service.StateDirectory", "credential-broker", "the daemon finds it in STATE_DIRECTORY"},
 		{"Service.StateDirectoryMode", "0700", "the daemon refuses to start on another"},
-		{"Service.RuntimeDirectory", "credential-broker/files", "the innermost directory alone goes with a stop; the one of the sockets has to stay"},
+		{"Service.RuntimeDirectory", "credential-broker/files credential-broker/proxy", "the innermost directories alone goes with a stop; the one of the sockets has to stay"},
 		{"Service.RuntimeDirectoryMode", "0711", "readers of files pass through it"},
 		{"Service.RuntimeDirectoryPreserve", "restart", "a restart takes no file away, and a stop all"},
 		{"Service.LimitCORE", "0", "a core has tokens in it"},

@@ -99,6 +99,8 @@ type Client struct {
 	// KeepWarm renews the token even if nobody reads it.
 	KeepWarm bool
 	Owner    Owner
+	// Proxied says that a reverse proxy has a route for the client.
+	Proxied bool
 
 	// Transport carries the token requests. Nil: the issuer's own.
 	Transport http.RoundTripper

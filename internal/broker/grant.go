@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/keys"
 	"credentialbroker/internal/secret"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
@@ -80,6 +82,16 @@ func (g *Grant) AppendHeaders(line func(name string, value []byte) error) error 
 
 // APIKey is the key alone; empty if the bundle has none.
 func (g *Grant) APIKey() secret.Secret { return g.fields["api_key"] }
+
+// Certificate is the bundle's client certificate with its key, to which
+// Token.Bound binds the token. Whoever has it drops it at once.
+func (g *Grant) Certificate() (*tls.Certificate, error) {
+	pair, err := keys.Pair(g.fields[fieldPrivateKey], g.fields[fieldCertificate])
+	if err != nil {
+		return nil, err
+	}
+	return &pair, nil
+}
 
 // A Rejection is a consumer's word that the API refused a token.
 type Rejection struct {

@@ -365,7 +365,7 @@ func (c *cachedClient) aboutToken(status int) bool {
 func (b *Broker) mayReject(c *access.Caller, name string) (*cachedClient, error) {
 	surface := access.Token
 	if cl := b.clients.Load().byName[name]; cl != nil {
-		for _, s := range []access.Surface{access.Token, access.Headers, access.JWT, access.APIKey, access.Events, access.Exec} {
+		for _, s := range []access.Surface{access.Token, access.Headers, access.JWT, access.APIKey, access.Events, access.Exec, access.Proxy} {
 			if cl.rules.Decide(c, access.Want{Surface: s}).Allowed {
 				surface = s
 				break

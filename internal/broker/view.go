@@ -41,7 +41,9 @@ func (c *cachedClient) served(list []access.Surface) []access.Surface {
 			return c.issuer == nil
 		case access.JWT:
 			return c.issuer == nil || !c.issuer.Local()
-		case access.Files, access.Proxy:
+		case access.Proxy:
+			return !c.cfg.Proxied
+		case access.Files:
 		}
 		return true
 	})

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Rules of this file: nothing is read ahead but the small bodies of requests
+// that can be repeated, and the beginning of a 401.
+
+// errGone is that the caller has exited.
+var errGone = errors.New("the process that opened the connection has exited")
+
+// incoming is the body of a request on its way to the API. Each read has its
+// own time; the API's runs while nothing is read.
+type incoming struct {
+	io.ReadCloser
+	call    *call
+	control *http.ResponseController
+	until   time.Time   // when it has to be there; zero: while it moves
+	whole   atomic.Bool // the end was read
+}
+
+// Read implements io.Reader.
+func (b *incoming) Read(p []byte) (int, error) {
+	b.call.silent.Stop()
+	until := b.until
+	if until.IsZero() {
+		until = time.Now().Add(b.call.rt.timeout)
+	}
+	_ = b.control.SetReadDeadline(until)
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		// A deadline that stays would end the request while the answer is awaited.
+		_ = b.control.SetReadDeadline(time.Time{})
+		whole := errors.Is(err, io.EOF)
+		b.whole.Store(whole)
+		b.call.cut.Store(!whole)
+	}
+	if !b.call.answered.Load() {
+		b.call.silent.Reset(b.call.rt.timeout)
+	}
+	return n, err
+}
+
+// keep reads a small body to have it twice.
+func (b *incoming) keep(length int64) ([]byte, error) {
+	b.until = time.Now().Add(b.call.rt.timeout)
+	kept, err := io.ReadAll(b) // to the end, which puts the deadline away
+	if err == nil && int64(len(kept)) != length {
+		err = io.ErrUnexpectedEOF
+	}
+	return kept, err
+}
+
+// answer is the body of an answer on its way to the caller. The API's time
+// runs while a read waits for it.
+type answer struct {
+	io.ReadCloser
+	call *call
+	resp *http.Response
+}
+
+// Read implements io.Reader.
+func (a *answer) Read(p []byte) (int, error) {
+	a.call.silent.Reset(a.call.rt.timeout)
+	n, err := a.ReadCloser.Read(p)
+	a.call.silent.Stop()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			a.call.clean(a.resp.Trailer) // they are there now
+		} else if a.call.ctx.Err() == nil || errors.Is(context.Cause(a.call.ctx), errSilent) {
+			a.call.failed, a.call.code = "the API's answer broke off", "broken"
+		}
+	}
+	return n, err
+}
+
+// patient is the way back to the caller: each write has its own time, and
+// somebody who holds the connection after the caller's exit gets no more.
+type patient struct {
+	http.ResponseWriter
+	call    *call
+	control *http.ResponseController
+}
+
+// Unwrap is for http.ResponseController.
+func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
+
+// Write implements io.Writer.
+func (p *patient) Write(b []byte) (int, error) {
+	if !p.call.caller.Alive() {
+		return 0, errGone
+	}
+	_ = p.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
+	return p.ResponseWriter.Write(b)
+}
+
+// information is what the API says of a refusal in moreInformation (API
+// Connect), or "". The body can be read from its beginning afterwards.
+func (x *call) information(resp *http.Response) (string, error) {
+	const most = 16 << 10
+	start, err := io.ReadAll(io.LimitReader(resp.Body, most))
+	if err != nil {
+		return "", err
+	}
+	resp.Body = &rewound{io.MultiReader(bytes.NewReader(start), resp.Body), resp.Body}
+	if strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+		if z, err := gzip.NewReader(bytes.NewReader(start)); err == nil {
+			start, _ = io.ReadAll(io.LimitReader(z, most))
+		}
+	}
+	var said struct {
+		MoreInformation string `json:"moreInformation"`
+	}
+	_ = json.Unmarshal(start, &said)
+	return said.MoreInformation, nil
+}
+
+type rewound struct {
+	io.Reader
+	io.Closer
+}
+
+// aboutToken says whether the challenges of a 401 mean the token (RFC 6750
+// §3.1). Without any it is not said what else could be meant.
+func aboutToken(challenges []string) bool {
+	if len(challenges) == 0 {
+		return true
+	}
+	for _, c := range challenges {
+		c = strings.ToLower(c)
+		_, params, bearer := strings.Cut(" "+c, " bearer")
+		if _, code, found := strings.Cut(params, "error="); bearer && (!found || strings.HasPrefix(strings.Trim(code, `" `), "invalid_token")) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,125 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"credentialbroker/api/client"
+	"credentialbroker/internal/broker"
+)
+
+// Rules of this file:
+//   - a path is taken as it is or refused, and never mended: what servers make
+//     of a path that is not clean differs;
+//   - it is compared as every server between here and the API may decode it,
+//     which some do twice.
+
+// parseUpstream reads a base URL.
+func parseUpstream(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Hostname() == "" || u.Opaque != "" || u.Scheme != "https" && u.Scheme != "http" {
+		return nil, errors.New("not a URL such as https://host/base")
+	}
+	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, errors.New("http would show the token to the network: https, or http on loopback")
+	}
+	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
+		return nil, errors.New("a base URL has no user, query or fragment")
+	}
+	if p := u.EscapedPath(); p != "" {
+		if _, ok := cleanPath(p); !ok {
+			return nil, errors.New("its path has an empty, . or .. segment, or an encoded slash")
+		}
+	}
+	return u, nil
+}
+
+// cleanPath decodes the path of a request target (RFC 3986 §3.3). It is false
+// if some server might take the path for another one.
+func cleanPath(escaped string) (path string, ok bool) {
+	rest, rooted := strings.CutPrefix(escaped, "/")
+	if !rooted {
+		return "", false
+	}
+	segments := strings.Split(rest, "/")
+	for i, s := range segments {
+		if s == "" && i < len(segments)-1 {
+			return "", false // //: some fold it, some do not
+		}
+		if segments[i], ok = cleanSegment(s); !ok {
+			return "", false
+		}
+	}
+	return "/" + strings.Join(segments, "/"), true
+}
+
+// cleanSegment decodes a segment once, after looking at it decoded as often as
+// that changes it.
+func cleanSegment(escaped string) (string, bool) {
+	once, err := url.PathUnescape(escaped)
+	if err != nil || !plainSegment(once) {
+		return "", false
+	}
+	const rounds = 4
+	text := once
+	for range rounds {
+		next, err := url.PathUnescape(text)
+		if err != nil || next == text {
+			return once, true
+		}
+		if !plainSegment(next) {
+			return "", false
+		}
+		text = next
+	}
+	return "", false
+}
+
+// plainSegment says whether s is a name, and no way to another place. What
+// follows ; is a parameter for some servers, and is cut off before they look.
+func plainSegment(s string) bool {
+	name, _, _ := strings.Cut(s, ";")
+	return strings.TrimSpace(name) != "." && strings.TrimSpace(name) != ".." && (name != "" || s == "") &&
+		!strings.ContainsAny(s, `/\`) && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// within says whether a clean path is below one of the prefixes, of which none
+// means all.
+func within(prefixes []string, path string) bool {
+	for _, p := range prefixes {
+		rest, below := strings.CutPrefix(path, p)
+		if below && (rest == "" || rest[0] == '/') {
+			return true
+		}
+	}
+	return len(prefixes) == 0
+}
+
+// target is the URL that a request goes to.
+func (rt *route) target(r *http.Request) (*url.URL, error) {
+	switch {
+	case r.Method == http.MethodConnect, r.Method == http.MethodTrace, r.Method == "TRACK":
+		return nil, invalid("the method " + r.Method + " is not passed on: an answer to it could show the token")
+	case !strings.HasPrefix(r.RequestURI, "/"):
+		return nil, invalid("the request target begins with / here: the route has one API, and the application names no host")
+	}
+	raw, query, asked := strings.Cut(r.RequestURI, "?")
+	path, ok := cleanPath(raw)
+	if !ok || strings.Contains(r.RequestURI, "#") {
+		return nil, invalid("the path has an empty, . or .. segment, an encoded slash, or what could become one: write it as it is meant")
+	}
+	if !within(rt.prefixes, path) {
+		return nil, &broker.Error{Code: client.NotAllowed, Detail: "the route " + rt.Name + " takes " + strings.Join(rt.prefixes, ", ") + " and what is below; an administrator may add to its paths"}
+	}
+	return &url.URL{Scheme: rt.base.Scheme, Host: rt.base.Host, Path: rt.base.Path + path, RawPath: rt.base.RawPath + raw,
+		RawQuery: query, ForceQuery: asked && query == ""}, nil
+}
+
+func invalid(detail string) *broker.Error {
+	return &broker.Error{Code: client.InvalidRequest, Detail: detail}
+}
