@@ -45,7 +45,15 @@ func languages() []*language {
 			lint: [][]string{{"node", "--check", source("clients", "credential-broker.mjs")}}},
 		{name: "php", server: "PHP, curl, Guzzle (Debian)", driver: []string{"php", source("integration", "clients", "driver.php")}, adapters: []string{"guzzle"},
 			lint: [][]string{{"php", "-l", source("clients", "CredentialBroker.php")}}},
+		{name: "java", server: "Java 17, java.net.http", driver: []string{"java", "-XX:TieredStopAtLevel=1"}, adapters: []string{"httpclient"}, prepare: compile},
 	}
+}
+
+// compile makes the Java client and its driver ready to run.
+func compile(t *testing.T, l *language) {
+	dir := t.TempDir()
+	real.Must(t, exec.Command("javac", "--release", "17", "-Xlint:all", "-Werror", "-d", dir, source("clients", "CredentialBroker.java"), source("integration", "clients", "Driver.java")))
+	l.driver = append(l.driver, "-cp", dir, "Driver")
 }
 
 func (l *language) run(t *testing.T, socket string, args ...string) said {
@@ -261,6 +269,8 @@ func (w *world) example(t *testing.T, l *language, api string) {
 		"shell":  {"credential-broker.sh", "cd " + source("clients") + "\nurl=" + api + path + "\n", ""},
 		"php": {"CredentialBroker.php", "require '" + source("clients", "CredentialBroker.php") + "';\nrequire 'GuzzleHttp/autoload.php';\n$url = '" + api + path + "';\n",
 			"\n$answer->getStatusCode() === 200 || exit(1);"},
+		"java": {"CredentialBroker.java", "import java.net.*; import java.net.http.*; import java.time.*;\nclass Example { public static void main(String[] a) throws Exception { String url = \"" + api + path + "\";\n",
+			"\nif (answer.statusCode() != 200) throw new Exception(answer.body()); } }"},
 		"node": {"credential-broker.mjs", "const url = '" + api + path + "';\n", "\nif (answer.status !== 200) throw new Error(await answer.text());"},
 	}[l.name]
 	text, err := os.ReadFile(source("clients", example.file))
@@ -276,6 +286,12 @@ func (w *world) example(t *testing.T, l *language, api string) {
 		command = []string{"dash", "-c", program}
 	case "php":
 		command = []string{"php", "-r", program}
+	case "java": // "java -cp" with a source file compiles it
+		main := filepath.Join(t.TempDir(), "Example.java")
+		if err := os.WriteFile(main, []byte(program), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		command = []string{"java", "-cp", l.driver[3], main}
 	case "node":
 		command = []string{"node", "--input-type=module", "-e", strings.ReplaceAll(program, `"./credential`, `"`+source("clients")+`/credential`)}
 	}
