@@ -63,7 +63,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.stale[r.URL.Path] = first
 	}
 	a.mu.Unlock()
-	more := ""
+	var more string
 	switch rest := strings.TrimPrefix(r.URL.Path, fake.APIPath); {
 	case strings.HasPrefix(rest, "stale/") && first == r.Header.Get("Authorization"):
 		more = "Cannot pass the security checks that are required by the target API or operation, Enable debug headers for more details."
