@@ -151,9 +151,8 @@ func TestLoopback(t *testing.T) {
 
 // Events stream, and end with the listener.
 func TestLoopbackEvents(t *testing.T) {
-	h := newHouse(t, nil)
+	h := newHouse(t, func(s *Server) { s.times.Drain = 50 * time.Millisecond })
 	withEvents(h)
-	h.server.times.Drain = 50 * time.Millisecond
 	addr, stop := h.onLoopback("127.0.0.1")
 	c := dialTCP(t, addr)
 	if _, err := io.WriteString(c, "GET /v1/clients/vdab/events HTTP/1.1\r\nHost: "+addr+"\r\n\r\n"); err != nil {
