@@ -210,7 +210,7 @@ func inOAuth(p *client.Problem, why access.Reason) *refusal {
 		out.status = p.Status
 	case client.RateLimited, client.IssuerUnavailable, client.ProviderUnavailable, client.AuditUnavailable:
 		out.status, out.code = p.Status, "temporarily_unavailable"
-	case client.CredentialsRejected, client.IssuerProtocolError, client.Internal:
+	case client.CredentialsRejected, client.IssuerProtocolError, client.Internal, client.APIUnavailable, client.APITimeout:
 		out.status, out.code = p.Status, "server_error"
 	case client.InvalidRequest, client.InvalidConfiguration:
 	}
