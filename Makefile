@@ -63,6 +63,7 @@ bench: build
 	$(GO) test -count=1 -v -run TestCallBudget ./bench
 	integration/install.d/ripgrep.sh
 	SCAN_BENCH_MIB=1024 $(GO) test -count=1 -v -timeout 20m -run TestScanSpeed ./bench
+	FANOUT_STREAMS=10000 $(GO) test -count=1 -v -run TestFanOut ./api
 	REDACT_BENCH_MIB=2048 $(GO) test -count=1 -v -run TestRedactSpeed ./bench
 
 clean:

@@ -13,7 +13,6 @@ import (
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
-	"credentialbroker/internal/gate"
 )
 
 func withEvents(h *house) {
@@ -152,44 +151,5 @@ func TestEventsOfADeafReader(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("a restart is an ordinary end: %v", err)
-	}
-}
-
-// Many streams cost a goroutine and little memory each, and one token reaches
-// all of them.
-func TestEventsFanOut(t *testing.T) {
-	const streams = 500
-	h := newHouse(t, func(s *Server) {
-		s.pools.consumer = gate.New(gate.Limits{ConnectionsPerUser: 2 * streams, Connections: 2 * streams}, s.log)
-	})
-	withEvents(h)
-	c := client.Client{Socket: h.consumer}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	got := make(chan string, 2*streams)
-	for range streams {
-		go func() {
-			for token, err := range c.Events(ctx, "vdab", client.Options{}) {
-				if err == nil {
-					got <- token.Fingerprint
-				}
-			}
-		}()
-	}
-	first := <-got
-	for range streams - 1 {
-		if f := <-got; f != first {
-			t.Fatal("the streams differ")
-		}
-	}
-	h.rotate()
-	second := <-got
-	for range streams - 1 {
-		if f := <-got; f != second || f == first {
-			t.Fatal("not all have the new token")
-		}
-	}
-	if n := h.issuer.Stats().Minted; n != 2 {
-		t.Errorf("%d tokens were fetched", n)
 	}
 }

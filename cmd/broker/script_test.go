@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -99,7 +100,25 @@ func mustAbs(p string) string {
 
 type daemonOf struct {
 	cmd *exec.Cmd
-	out bytes.Buffer
+	out output
+}
+
+// output is written by a process while it is read.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 func startDemo(ts *testscript.TestScript, _ bool, args []string) {
@@ -109,7 +128,9 @@ func startDemo(ts *testscript.TestScript, _ bool, args []string) {
 			return false
 		}
 		ts.Setenv("DEMO", dirs[len(dirs)-1])
-		return true
+		// It calls the API once: whoever ends it before that sees an error. With
+		// some faults that takes long.
+		return strings.Contains(ts.Value("daemon").(*daemonOf).out.String(), "Press Ctrl-C") || len(args) > 0
 	})
 }
 
@@ -118,6 +139,9 @@ func startDaemon(ts *testscript.TestScript, args []string, ready func() bool) {
 	d := ts.Value("daemon").(*daemonOf)
 	d.cmd = exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], "brokerd"), append(args, "--socket", ts.Getenv("SOCKET"))...)
 	d.cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "XDG_RUNTIME_DIR=" + ts.Getenv("XDG_RUNTIME_DIR")}
+	d.out.mu.Lock()
+	d.out.b.Reset()
+	d.out.mu.Unlock()
 	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ts.Check(d.cmd.Start())
