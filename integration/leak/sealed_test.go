@@ -146,7 +146,7 @@ func TestSealedReports(t *testing.T) {
 	certificate := strings.TrimSpace(p.openssl("x509", "-in", "ict.pem", "-noout", "-fingerprint", "-sha256"))
 	_, certificate, _ = strings.Cut(certificate, "=")
 	fingerprint := strings.Join(strings.Fields(regexp.MustCompile(`(?m)^ +([0-9A-F ]+)$`).FindString(p.gpg("--fingerprint", "security@issuer.example"))), " ")
-	for _, want := range []string{"ict_iam@issuer.example (signed, encrypted to certificate " + certificate + ")", "\nSubject: [incident ", "security@issuer.example (signed, encrypted to OpenPGP key " + fingerprint + ")",
+	for _, want := range []string{"ict_iam@issuer.example (signed, encrypted to certificate " + certificate + ")", "\nSubject: [incident]", "security@issuer.example (signed, encrypted to OpenPGP key " + fingerprint + ")",
 		"security@corp.example (signed)\n"} {
 		if code != 0 || !strings.Contains(plan, want) || fingerprint == "" {
 			t.Errorf("exit code %d: %q is not in the preview:\n%s", code, want, plan)
