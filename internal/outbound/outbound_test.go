@@ -207,6 +207,7 @@ func TestExchangeEndsWithItsContext(t *testing.T) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		reached <- struct{}{}
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // else an empty 200 may still be read after the close_notify
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-reached; cancel() }()
