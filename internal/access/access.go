@@ -50,7 +50,9 @@ type Caller struct {
 	diag *SockDiag
 
 	mu    sync.Mutex
-	pidfd int // -1 once closed
+	pidfd int         // -1 once closed; shared with the process's other connections if it has a number
+	key   uint64      // that number
+	held  *Identifier // whose holds it is among
 }
 
 // Executable names a file by what cannot be forged: device and inode.
@@ -82,7 +84,7 @@ func (c *Caller) Close() error {
 	}
 	fd := c.pidfd
 	c.pidfd = -1
-	return unix.Close(fd)
+	return c.held.release(fd, c.key)
 }
 
 // Reaches says whether there is such a client for c.

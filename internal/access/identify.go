@@ -23,6 +23,7 @@ import (
 type Identifier struct {
 	mu   sync.Mutex
 	seen map[uint64]profile // by the number of the process's pidfd
+	held map[uint64]*hold   // by the same
 }
 
 // Identify asks the kernel who opened c. Call it right after accepting, and
@@ -81,8 +82,10 @@ func (i *Identifier) fromSocket(socket int, hold holder) (*Caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Caller{PID: peer.Pid, UID: peer.Uid, GID: peer.Gid, Groups: groups, pidfd: pidfd}
-	p, err := i.profile(peer.Pid, pidfd)
+	key := unique(pidfd)
+	pidfd = i.share(pidfd, key)
+	c := &Caller{PID: peer.Pid, UID: peer.Uid, GID: peer.Gid, Groups: groups, pidfd: pidfd, key: key, held: i}
+	p, err := i.profile(peer.Pid, pidfd, key)
 	if err == nil && !running(pidfd) {
 		err = ErrExited
 	}

@@ -171,7 +171,7 @@ func BenchmarkAlive(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := &Caller{pidfd: fd}
+	c := &Caller{pidfd: fd, held: &Identifier{}}
 	defer c.Close()
 	b.ReportAllocs()
 	for b.Loop() {

@@ -24,10 +24,10 @@ const (
 	maxProfiles = 4096        // then all are forgotten
 )
 
-// profile returns what is remembered of the process behind pidfd, or reads it.
+// profile returns what is remembered of the process behind pidfd, whose number
+// is key, or reads it.
 // The caller has to look afterwards whether the process still runs.
-func (i *Identifier) profile(pid int32, pidfd int) (profile, error) {
-	key := unique(pidfd)
+func (i *Identifier) profile(pid int32, pidfd int, key uint64) (profile, error) {
 	if key != 0 {
 		i.mu.Lock()
 		p, ok := i.seen[key]

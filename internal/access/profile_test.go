@@ -2,6 +2,7 @@ package access
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"os"
 	"testing"
@@ -15,7 +16,7 @@ import (
 // process by.
 func remembered(t *testing.T, i *Identifier, c *Caller, change func(*profile)) bool {
 	t.Helper()
-	key := unique(c.pidfd)
+	key := c.key
 	if key == 0 {
 		weaker(t, "no unique numbers before Linux 6.9: nothing is remembered")
 		if len(i.seen) != 0 {
@@ -120,7 +121,7 @@ func TestIdentifierDoubts(t *testing.T) {
 	kid := start(t, nil, "connect", s.path)
 	c := whoever(t, s.accept(), peerPidfd)
 	kid.stop()
-	if p, err := i.profile(int32(os.Getpid()), c.pidfd); err != nil || len(i.seen) != 0 {
+	if p, err := i.profile(int32(os.Getpid()), c.pidfd, c.key); err != nil || len(i.seen) != 0 {
 		t.Errorf("%+v, %v: remembered %v", p, err, i.seen)
 	}
 }
@@ -135,6 +136,57 @@ func TestUnique(t *testing.T) {
 	}
 }
 
+// A thousand connections of a process take one descriptor to hold it; it goes
+// with the last, in whatever order they end.
+func TestConnectionsShareTheirProcess(t *testing.T) {
+	var i Identifier
+	s := listen(t)
+	kid := start(t, nil, "connect", s.path)
+	conn := s.accept()
+	stranger, err := i.Identify(socketpair(t))
+	must(t, err)
+	defer stranger.Close()
+	before := descriptors(t)
+	var callers []*Caller
+	for range 1000 {
+		c, err := i.Identify(conn)
+		must(t, err)
+		callers = append(callers, c)
+	}
+	if callers[0].key == 0 {
+		weaker(t, "no unique numbers before Linux 6.9: nothing is shared")
+		return
+	}
+	if n := descriptors(t) - before; n != 1 {
+		t.Errorf("%d descriptors for one process", n)
+	}
+	for _, n := range rand.Perm(len(callers))[1:] {
+		must(t, callers[n].Close())
+		must(t, callers[n].Close())
+	}
+	living := 0
+	for _, c := range callers {
+		if c.Alive() {
+			living++
+			defer c.Close()
+		}
+	}
+	if living != 1 || !stranger.Alive() {
+		t.Errorf("%d of the connections are alive, one was left", living)
+	}
+	kid.stop()
+	before = descriptors(t)
+	for _, c := range callers {
+		if c.Alive() {
+			t.Error("alive after its process")
+		}
+		must(t, c.Close())
+	}
+	if n := before - descriptors(t); n != 1 || len(i.held) != 1 {
+		t.Errorf("%d descriptors were freed with the last, %d processes are held", n, len(i.held))
+	}
+}
+
 func TestIdentifierIsBounded(t *testing.T) {
 	i := Identifier{seen: map[uint64]profile{}}
 	for n := range uint64(maxProfiles) {
@@ -143,7 +195,7 @@ func TestIdentifierIsBounded(t *testing.T) {
 	c, err := i.Identify(socketpair(t))
 	must(t, err)
 	defer c.Close()
-	if unique(c.pidfd) != 0 && len(i.seen) != 1 {
+	if c.key != 0 && len(i.seen) != 1 {
 		t.Errorf("%d profiles", len(i.seen))
 	}
 }
