@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "pass":
 		os.Exit(childPass())
+	case "streams":
+		os.Exit(childStreams())
 	}
 	os.Exit(3)
 }
