@@ -140,20 +140,20 @@ func (b *bench) memory() error {
 }
 
 // descriptors lets the processes started from now on hold the idle
-// connections; each takes the daemon two. Where that is forbidden, there are
-// fewer connections.
+// connections; each takes one, as they are of one process. Where that is
+// forbidden, there are fewer connections.
 func (b *bench) descriptors() {
 	const others = 1000
 	var now syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &now) != nil {
 		return
 	}
-	want := uint64(2*b.idle + others)
+	want := uint64(b.idle + others)
 	more := syscall.Rlimit{Cur: max(now.Cur, want), Max: max(now.Max, want)}
 	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &more) == nil {
 		return
 	}
-	b.idle = min(b.idle, max(int(now.Max)-others, 2)/2)
+	b.idle = min(b.idle, max(int(now.Max)-others, 1))
 	fmt.Fprintf(b.out, "ONLY %d idle connections: the limit of descriptors is %d (ulimit -Hn)\n", b.idle, now.Max)
 }
 
