@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"credentialbroker/integration/real"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/outbound"
@@ -245,6 +247,10 @@ func (c *core) Fault(t *testing.T, f providertest.Case, name string) {
 		eventually(t, "end of the process", func() bool { _, err := tls.Dial("tcp", c.addr, nil); return errors.Is(err, syscall.ECONNREFUSED) })
 	case providertest.Hangs:
 		_ = syscall.Kill(pid, syscall.SIGSTOP)
+		// Its threads stop one after the other, and one may still answer.
+		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WSTOPPED, nil); err != nil {
+			t.Fatal(err)
+		}
 	case providertest.LoginExpired:
 		c.must(t, "PUT", "sys/leases/revoke-prefix/auth/approle/login", nil)
 	case providertest.LoginRefused:
