@@ -76,9 +76,9 @@ type Watch struct {
 	surface access.Surface
 	minTTL  time.Duration
 
-	last  string        // what was handed over: fingerprint and version
-	pause time.Duration // before the next look; 0: none
-	news  <-chan struct{}
+	last string    // what was handed over: fingerprint and version
+	due  time.Time // the next look without news; it stands however short the contexts of Next are
+	news <-chan struct{}
 }
 
 // Watch begins to follow a token for a process.
@@ -107,7 +107,8 @@ func (w *Watch) Next(ctx context.Context) (*Grant, error) {
 	}
 	g, err := w.b.give(ctx, w.taker, w.surface, &f)
 	if err != nil {
-		w.pause, w.last = retryWatch, ""
+		w.last = ""
+		w.lookIn(retryWatch)
 		return nil, err
 	}
 	w.last = f.name()
@@ -120,24 +121,25 @@ func (w *Watch) see(ctx context.Context) (found, error) {
 		if err := w.wait(ctx); err != nil {
 			return found{}, err
 		}
-		w.news = w.b.news.of(w.client) // before looking: what happens from here on wakes
+		w.news = w.b.newsOf(w.client) // before looking: what happens from here on wakes
 		f, err := w.find(ctx)
 		if ctx.Err() != nil {
 			return found{}, ctx.Err()
 		}
 		if err != nil {
-			w.pause, w.last = retryWatch, ""
+			w.last = ""
+			w.lookIn(retryWatch)
 			var e *Error
 			if errors.As(err, &e) && e.RetryAfter > 0 {
-				w.pause = e.RetryAfter
+				w.lookIn(e.RetryAfter)
 			}
 			return found{}, err
 		}
+		w.lookIn(w.next(&f))
 		if w.taker.gone() { // it may be the same token for days, and give is not called
 			w.last = ""
 			return found{}, exited(w.taker.caller)
 		}
-		w.pause = w.next(&f)
 		if f.name() != w.last {
 			return f, nil
 		}
@@ -152,11 +154,13 @@ func (w *Watch) next(f *found) time.Duration {
 	return min(max(f.held.end.Until(f.now)-w.minTTL, shortestRenew), lookEvery)
 }
 
+func (w *Watch) lookIn(d time.Duration) { w.due = time.Now().Add(d) }
+
 func (w *Watch) wait(ctx context.Context) error {
-	if w.pause == 0 {
+	if w.due.IsZero() {
 		return ctx.Err()
 	}
-	timer := time.NewTimer(w.pause)
+	timer := time.NewTimer(time.Until(w.due))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -166,6 +170,15 @@ func (w *Watch) wait(ctx context.Context) error {
 	case <-timer.C:
 		return nil
 	}
+}
+
+// newsOf is closed when something happens to the client. A name that is not in
+// the configuration has no news: anybody may ask for any.
+func (b *Broker) newsOf(client string) <-chan struct{} {
+	if b.clients.Load().byName[client] == nil {
+		return nil
+	}
+	return b.news.of(client)
 }
 
 // news wakes whoever follows a client. The zero value is ready.

@@ -2,8 +2,10 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -148,6 +150,58 @@ func TestWatchOutage(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		if grants, _ = f.had(); len(grants) != 2 {
 			t.Errorf("%d grants when it is back", len(grants))
+		}
+	})
+}
+
+// Whoever calls Next with contexts shorter than any pause, as a stream does
+// that shows that it lives, sees the same.
+func TestWatchInShortTurns(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.with(withEvents)
+		watch := w.watch()
+		grants, errs := 0, 0
+		turns := func(whole time.Duration) {
+			for end := time.Now().Add(whole); time.Now().Before(end); {
+				turn, cancel := context.WithTimeout(w.t.Context(), lookEvery/2)
+				_, err := watch.Next(turn)
+				cancel()
+				switch {
+				case err == nil:
+					grants++
+				case !errors.Is(err, context.DeadlineExceeded):
+					errs++
+				}
+			}
+		}
+		turns(time.Minute)
+		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
+		turns(time.Hour)
+		if grants != 1 || errs == 0 {
+			w.t.Errorf("in the outage: %d grants, %d errors", grants, errs)
+		}
+		w.issuer.Set(fake.Fault{})
+		turns(10 * time.Minute)
+		if grants != 2 {
+			w.t.Errorf("%d grants when it is back", grants)
+		}
+		_ = w.caller.Close()
+		errs = 0
+		if turns(time.Minute); errs == 0 {
+			w.t.Error("a process that is gone gets no error")
+		}
+	})
+}
+
+// Names that nobody configured leave nothing behind.
+func TestWatchOfUnknownClients(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for i := range 1000 {
+			_, err := w.b.Watch(w.caller, Request{Client: strconv.Itoa(i), Surface: access.Events}).Next(w.t.Context())
+			wantCode(w.t, err, client.NotAllowed)
+		}
+		if n := len(w.b.news.m); n > 1 {
+			w.t.Errorf("%d names are remembered", n)
 		}
 	})
 }
