@@ -164,6 +164,8 @@ func TestWarnings(t *testing.T) {
 		{"unknown user", leak + entries("{ user: gone }"), []string{"broker.yaml:12:9: the client \"vdab\": allow entry 1 matches nobody: user: no user gone"}},
 		{"unknown group", leak + entries("{ user: root, group: gone }"), []string{"matches nobody: group: no group gone"}},
 		{"mod_php", leak + entries("{ unit: apache2.service }"), []string{"every site of apache2.service"}},
+		{"mod_php, and its user", leak + entries("{ unit: apache2.service, user: www-data }"), []string{"no user www-data", "every site of apache2.service"}},
+		{"tomcat, and its user", leak + entries("{ unit: tomcat10.service, user: root }"), []string{"every application in tomcat10.service"}},
 		{"pools", leak + entries("{ unit: php8.2-fpm.service }"), []string{"every pool of php8.2-fpm.service"}},
 		{"www-data", leak + entries("{ user: root }", "{ user: www-data }"), []string{"allow entry 2 matches nobody", "allow entry 2 matches everything that runs as www-data"}},
 		{"group", leak + entries("{ group: staff }"), []string{"nobody: group", "every member of the group staff"}},

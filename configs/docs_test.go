@@ -35,6 +35,25 @@ func issuerPages(t *testing.T) map[string]string {
 	return pages
 }
 
+// TestServerRecipes loads the client of the recipes for servers with each of
+// their allow entries.
+func TestServerRecipes(t *testing.T) {
+	page, err := os.ReadFile("../docs/servers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := regexp.MustCompile("(?s)```yaml vdab.yaml\n(.*?)```").FindSubmatch(page)
+	allow := regexp.MustCompile("(?s)```yaml (\\S+)\\.allow\n(.*?)```").FindAllSubmatch(page, -1)
+	if client == nil || len(allow) < 7 {
+		t.Fatalf("a client: %v; %d recipes", client != nil, len(allow))
+	}
+	for _, a := range allow {
+		if _, err := load(t, map[string]string{"broker.yaml": corp, "clients.d/vdab.yaml": string(client[1]) + string(a[2])}); err != nil {
+			t.Errorf("%s: %v", a[1], err)
+		}
+	}
+}
+
 // TestIssuerExamples loads every configuration in the pages of the issuers, as
 // an operator would who copies it. Together they show every preset but those
 // that differ in their hosts alone.

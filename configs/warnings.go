@@ -198,17 +198,17 @@ func sharers(e access.Entry) string {
 	switch {
 	case e.Executable != "" && interpreter(path.Base(e.Executable)):
 		return "any script that " + e.Executable + " runs for them"
+	case slices.Contains([]string{"apache2", "httpd", "nginx", "lighttpd"}, unit) && (e.User == "" || ofServers(e.User)):
+		return "every site of " + e.Unit + ": with mod_php or CGI all of them run in it; sites apart need a user each (php-fpm pools) or a unit each"
+	case strings.HasPrefix(unit, "tomcat") || strings.HasPrefix(unit, "jetty") || strings.HasPrefix(unit, "wildfly"):
+		return "every application in " + e.Unit
 	case e.User != "" && e.Unit != "":
 		return ""
-	case slices.Contains([]string{"apache2", "httpd", "nginx", "lighttpd"}, unit):
-		return "every site of " + e.Unit + ": with mod_php or CGI all of them run in it; sites apart need a user each (php-fpm pools) or a unit each"
 	case strings.Contains(unit, "php") && strings.Contains(unit, "fpm"):
 		return "every pool of " + e.Unit + "; add user: to name one pool"
 	case unit == "cron" || unit == "crond":
 		return "every user's cron jobs; add user: to name one user"
-	case strings.HasPrefix(unit, "tomcat") || strings.HasPrefix(unit, "jetty") || strings.HasPrefix(unit, "wildfly"):
-		return "every application in " + e.Unit
-	case slices.Contains([]string{"www-data", "apache", "nginx", "http", "wwwrun", "httpd"}, e.User):
+	case ofServers(e.User):
 		return "everything that runs as " + e.User + ": every mod_php site shares this user"
 	case slices.Contains([]string{"nobody", "daemon", "nogroup"}, e.User) || slices.Contains([]string{"nogroup", "nobody"}, e.Group):
 		return "every service that runs as nobody in particular"
@@ -216,6 +216,11 @@ func sharers(e access.Entry) string {
 		return "every program of every member of the group " + e.Group
 	}
 	return ""
+}
+
+// ofServers says whether a user is one that web servers run as.
+func ofServers(user string) bool {
+	return slices.Contains([]string{"www-data", "apache", "nginx", "http", "wwwrun", "httpd"}, user)
 }
 
 func interpreter(name string) bool {

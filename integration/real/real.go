@@ -149,3 +149,21 @@ func Must(t testing.TB, cmd *exec.Cmd) string {
 	}
 	return string(out)
 }
+
+// Block is a file that stands in a page of the documents: the fenced block that
+// has its name after the language.
+func Block(t testing.TB, page, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(Root(), "docs", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range strings.Split(string(text), "\n```") {
+		head, body, _ := strings.Cut(b, "\n")
+		if _, file, _ := strings.Cut(head, " "); i%2 == 1 && file == name {
+			return body + "\n"
+		}
+	}
+	t.Fatalf("docs/%s has no file %q", page, name)
+	return ""
+}
