@@ -1,6 +1,7 @@
 # make run       a whole broker with an issuer to play with, until Ctrl-C
 # make test      everything that needs nothing but Go
 # make test-real the integration suite against real servers, which it installs into .real
+# make surfaces  one token through every surface in every language, and what it costs
 # make check     format, vet, lint, floor plan, generated files
 # make bench     the consumer socket, the scanner and the mask beside their references
 
@@ -13,7 +14,7 @@ GOVULNCHECK := v1.6.0
 TOOLS := $(CURDIR)/.tools
 PACKAGES := ./...
 
-.PHONY: run build test test-real check lint generate bench vuln clean
+.PHONY: run build test test-real surfaces check lint generate bench vuln clean
 
 run: build
 	dist/broker demo
@@ -27,6 +28,10 @@ test:
 
 test-real: build
 	integration/run.sh
+
+surfaces: build
+	@for step in integration/install.d/clients-*.sh; do bash $$step || exit; done
+	@cd integration/clients && $(GO) test -tags real -count 1 -run '^TestSurfaces$$'
 
 check: lint
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }

@@ -218,11 +218,17 @@ func (w *world) waits(t *testing.T, l *language) {
 		rw.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = rw.Write([]byte(`{"type":"about:blank","title":"t","status":503,"code":"issuer_unavailable","detail":"wait","retry_after":` + after + `}`))
 	})
-	if s := l.run(t, socket, "token", "vdab"); s.Token != "t" || len(asked) != 2 || asked[1].Sub(asked[0]) < time.Second {
+	s := l.run(t, socket, "token", "vdab")
+	mu.Lock()
+	if s.Token != "t" || len(asked) != 2 || asked[1].Sub(asked[0]) < time.Second {
 		t.Errorf("%+v, asked at %v", s, asked)
 	}
 	after = "3600" // more than anybody waits
-	if s := l.run(t, socket, "token", "vdab"); s.Code != "issuer_unavailable" || s.RetryAfter != 3600 || s.Detail != "wait" || len(asked) != 3 {
+	mu.Unlock()
+	s = l.run(t, socket, "token", "vdab")
+	mu.Lock()
+	defer mu.Unlock()
+	if s.Code != "issuer_unavailable" || s.RetryAfter != 3600 || s.Detail != "wait" || len(asked) != 3 {
 		t.Errorf("%+v, asked at %v", s, asked)
 	}
 }

@@ -3,14 +3,9 @@
 package clients
 
 import (
-	"context"
-	"errors"
-	"net"
-	"net/http"
+	"os/exec"
+	"path/filepath"
 	"testing"
-
-	"golang.org/x/oauth2"
-	"golang.org/x/oauth2/clientcredentials"
 
 	"credentialbroker/api/client"
 	"credentialbroker/integration/real"
@@ -21,7 +16,7 @@ import (
 func TestOAuthLibraries(t *testing.T) {
 	w := newWorld(t, "vdab")
 	w.quarantine(t)
-	socket := w.path("broker.sock")
+	socket, inGo := w.path("broker.sock"), goClient(t)
 	for _, lib := range []struct {
 		name  string
 		fetch func(t *testing.T, client string) said
@@ -33,7 +28,7 @@ func TestOAuthLibraries(t *testing.T) {
 			return run(t, socket, []string{"node", source("integration", "clients", "oauth.mjs"), client},
 				"OPENID_CLIENT="+real.Path("clients-node", "node_modules", "openid-client", "build", "index.js"))
 		}},
-		{"golang.org/x/oauth2", func(t *testing.T, client string) said { return inGo(t, socket, client) }},
+		{"golang.org/x/oauth2", func(t *testing.T, client string) said { return run(t, socket, []string{inGo, "oauth", client}) }},
 	} {
 		t.Run(lib.name, func(t *testing.T) {
 			real.Row(t, "oauth library", lib.name, "POST /oauth2/token over the Unix socket: a token without a secret; refusals")
@@ -54,19 +49,10 @@ func TestOAuthLibraries(t *testing.T) {
 	}
 }
 
-func inGo(t *testing.T, socket, client string) said {
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-	}}
-	defer tr.CloseIdleConnections()
-	cfg := clientcredentials.Config{ClientID: client, TokenURL: "http://localhost/oauth2/token", AuthStyle: oauth2.AuthStyleInParams}
-	tok, err := cfg.Token(context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: tr}))
-	var refused *oauth2.RetrieveError
-	switch {
-	case errors.As(err, &refused):
-		return said{Code: refused.ErrorCode, Detail: refused.ErrorDescription}
-	case err != nil:
-		t.Fatal(err)
-	}
-	return said{Token: tok.AccessToken}
+// goClient builds the driver in Go.
+func goClient(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "goclient")
+	real.Must(t, exec.Command("go", "build", "-tags", "real", "-o", program, "./goclient"))
+	return program
 }

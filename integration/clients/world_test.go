@@ -94,6 +94,13 @@ func (a *api) seen(path string) []string {
 // newWorld serves the named clients, and leaked, whose secret is another.
 func newWorld(t *testing.T, names ...string) *world {
 	t.Helper()
+	return newWorldOf(t, "", names...)
+}
+
+// newWorldOf is newWorld with more in the configuration of each client: first
+// allow entries, then keys.
+func newWorldOf(t *testing.T, more string, names ...string) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "clients-") // short: a socket's path has 108 bytes at most
 	if err != nil {
 		t.Fatal(err)
@@ -109,8 +116,9 @@ func newWorld(t *testing.T, names ...string) *world {
 	var clients strings.Builder
 	for _, name := range append(names, "leaked") {
 		path := "one"
+		more := more
 		if name == "leaked" {
-			path = "two"
+			path, more = "two", ""
 		}
 		fmt.Fprintf(&clients, `  %s:
     preset: vdab-test
@@ -118,8 +126,9 @@ func newWorld(t *testing.T, names ...string) *world {
     ca_file: %s/ca.pem
     secret: { provider: local, path: %s }
     owner: { contact: you@localhost, purpose: test }
-    allow: [{ user: "%d" }]
-`, name, w.site.URL, fake.TokenPath, dir, path, os.Getuid())
+    allow:
+      - { user: "%d" }
+%s`, name, w.site.URL, fake.TokenPath, dir, path, os.Getuid(), more)
 	}
 	w.write("broker.yaml", fmt.Sprintf("providers:\n  local:\n    file: { path: %s/secrets, identity_file: %s/identity, insecure_identity: true }\nclients:\n%saudit: { anchor: none }\n", dir, dir, clients.String()))
 	cmd := exec.Command(filepath.Join(real.Root(), "dist", "broker"), "serve", "--config", w.path("broker.yaml"), "--state", w.path("state"), "--socket", w.path("broker.sock"))
@@ -222,6 +231,7 @@ type said struct {
 	Code       string            `json:"code"`
 	Detail     string            `json:"detail"`
 	RetryAfter int               `json:"retry_after"`
+	Micros     float64           `json:"micros"` // the median of $REPEAT further readings
 }
 
 // run runs a driver. Its standard output is one JSON object.
