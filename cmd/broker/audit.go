@@ -188,7 +188,11 @@ func printDenial(out io.Writer, d client.Denial) {
 			who += u.name + u.value
 		}
 	}
-	fmt.Fprintf(out, "%s was refused %s of %s %d times, last at %s (%s)\n", who, orDash(d.Surface), d.Client, d.Count, day(d.Last), d.Code)
+	what := orDash(d.Surface)
+	if d.Client != "" {
+		what += " of " + d.Client
+	}
+	fmt.Fprintf(out, "%s was refused %s %d times, last at %s (%s)\n", who, what, d.Count, day(d.Last), d.Code)
 	switch d.Code {
 	case "identity", "container", "surface", "restart":
 		if d.Surface == "credential" && d.Caller.UID != 0 {
@@ -237,8 +241,12 @@ func allowEntry(d client.Denial) string {
 	if d.Scope != "" {
 		add("scopes", "["+strings.Join(strings.Fields(d.Scope), ", ")+"]")
 	}
-	if d.Surface == "api-key" {
-		add("surfaces", "[api-key]")
+	switch d.Surface {
+	case "":
+	case "token", "headers": // the same token either way
+		add("surfaces", "[token, headers]")
+	default:
+		add("surfaces", "["+d.Surface+"]")
 	}
 	return "{ " + strings.Join(keys, ", ") + " }"
 }
