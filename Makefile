@@ -39,7 +39,7 @@ check: lint
 	$(GO) vet -tags real ./...
 	$(GO) test -run 'TestFloorPlan' ./internal/floorplan
 	$(GO) generate ./...
-	@git diff --exit-code -- configs api || { echo "generated files were out of date: commit the difference"; exit 1; }
+	@git diff --exit-code -- configs api packaging/man || { echo "generated files were out of date: commit the difference"; exit 1; }
 	$(MAKE) vuln
 
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
