@@ -84,6 +84,10 @@ func TestPackages(t *testing.T) {
 		real.Row(t, area, "rpm (Debian)", "digests and headers are well; it owns no directory but its own; the configuration is not replaced")
 		checkRPM(t, dir)
 	})
+	t.Run("rpm-life", func(t *testing.T) {
+		real.Row(t, area, "rpm (Debian)", "installed, upgraded and removed in a root that is not booted: user and presets, a changed configuration stays, nothing else does")
+		lifeOfRPM(t, dir)
+	})
 	t.Run("tarball", func(t *testing.T) {
 		real.Row(t, area, "tar", "the static programs run from the tarball, on a machine without anything else")
 		checkTarball(t, dir)
@@ -187,6 +191,50 @@ func checkRPM(t *testing.T, dir string) {
 	}
 	if out := real.Must(t, in(dir, "rpm", "-qp", "--queryformat", "%{BUILDHOST} %{ARCH} %{LICENSE}", rpm)); out != "localhost x86_64 Apache-2.0" {
 		t.Error(out)
+	}
+}
+
+// lifeOfRPM runs the scripts of the rpm in a copy of the Debian root that
+// integration/nspawn boots. There is no systemd to talk to, as in the making of
+// an image.
+func lifeOfRPM(t *testing.T, dir string) {
+	root := filepath.Join(t.TempDir(), "root")
+	real.Must(t, in(dir, "cp", "-a", real.Path("nspawn", "root"), root))
+	run := func(args ...string) {
+		t.Helper()
+		// Debian's rpm knows nothing of the packages that are needed.
+		out := real.Must(t, in(dir, "rpm", append([]string{"--root", root, "--nodeps"}, args...)...))
+		if strings.Contains(out, "failed") {
+			t.Errorf("rpm %v:\n%s", args, out)
+		}
+	}
+	has := func(path, want string) {
+		t.Helper()
+		if b, err := os.ReadFile(filepath.Join(root, path)); err != nil || !strings.Contains(string(b), want) {
+			t.Errorf("%s does not hold %q: %v", path, want, err)
+		}
+	}
+	const config, wanted = "etc/credential-broker/broker.yaml", "etc/systemd/system/sockets.target.wants/credential-broker.socket"
+	run("--initdb")
+	rpm := one(t, dir+"/*.x86_64.rpm")
+	run("-i", rpm)
+	has("etc/passwd", "\ncredential-broker:x:")
+	has(config, "audit:")
+	if _, err := os.Lstat(filepath.Join(root, wanted)); err != nil {
+		t.Errorf("Debian's preset enables everything: %v", err)
+	}
+	real.Must(t, in(root, "sh", "-c", "echo '# mine' >>"+config))
+	real.Must(t, in(root, "rm", wanted))
+	run("-U", "--force", rpm) // the new one's post, then the old one's preun and postun
+	has(config, "# mine")
+	if _, err := os.Lstat(filepath.Join(root, wanted)); err == nil {
+		t.Error("an upgrade enables what was disabled")
+	}
+	run("-e", "credential-broker")
+	has(config+".rpmsave", "# mine")
+	left := real.Must(t, in(root, "find", ".", "-name", "*credential-broker*", "-not", "-path", "./usr/lib/sysimage/*"))
+	if left != "./etc/credential-broker\n" {
+		t.Errorf("left over:\n%s", left)
 	}
 }
 
