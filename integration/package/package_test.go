@@ -202,8 +202,7 @@ func lifeOfRPM(t *testing.T, dir string) {
 	real.Must(t, in(dir, "cp", "-a", real.Path("nspawn", "root"), root))
 	run := func(args ...string) {
 		t.Helper()
-		// Debian's rpm knows nothing of the packages that are needed.
-		out := real.Must(t, in(dir, "rpm", append([]string{"--root", root, "--nodeps"}, args...)...))
+		out := real.Must(t, in(dir, "rpm", append([]string{"--root", root}, args...)...))
 		if strings.Contains(out, "failed") {
 			t.Errorf("rpm %v:\n%s", args, out)
 		}
@@ -215,9 +214,9 @@ func lifeOfRPM(t *testing.T, dir string) {
 		}
 	}
 	const config, wanted = "etc/credential-broker/broker.yaml", "etc/systemd/system/sockets.target.wants/credential-broker.socket"
-	run("--initdb")
+	run("--initdb") // which knows nothing of the packages that are needed
 	rpm := one(t, dir+"/*.x86_64.rpm")
-	run("-i", rpm)
+	run("-i", "--nodeps", rpm)
 	has("etc/passwd", "\ncredential-broker:x:")
 	has(config, "audit:")
 	if _, err := os.Lstat(filepath.Join(root, wanted)); err != nil {
@@ -225,7 +224,7 @@ func lifeOfRPM(t *testing.T, dir string) {
 	}
 	real.Must(t, in(root, "sh", "-c", "echo '# mine' >>"+config))
 	real.Must(t, in(root, "rm", wanted))
-	run("-U", "--force", rpm) // the new one's post, then the old one's preun and postun
+	run("-U", "--nodeps", "--force", rpm) // the new one's post, then the old one's preun and postun
 	has(config, "# mine")
 	if _, err := os.Lstat(filepath.Join(root, wanted)); err == nil {
 		t.Error("an upgrade enables what was disabled")

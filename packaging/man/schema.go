@@ -33,10 +33,10 @@ func (p *Page) Keys(jsonSchema []byte) error {
 	places, order := map[string][]string{}, []string{}
 	walk(root, root.Defs, "", places, &order)
 	p.Sub("broker.yaml")
-	p.mapping(root, root.Defs, "")
+	p.mapping(root, "")
 	for _, name := range order {
 		p.Sub(strings.Join(places[name], ", "))
-		p.mapping(root.Defs[name], root.Defs, places[name][0])
+		p.mapping(root.Defs[name], places[name][0])
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func (s schema) named() (schema, bool) {
 	return n, true
 }
 
-func (p *Page) mapping(s schema, defs map[string]schema, at string) {
+func (p *Page) mapping(s schema, at string) {
 	if s.Description != "" {
 		p.Text(s.Description)
 	}

@@ -8,6 +8,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"debug/buildinfo"
 	"encoding/hex"
@@ -32,12 +33,12 @@ func main() {
 	revision := flag.String("revision", "", "commit that they are built from")
 	licences := flag.String("licences", "", "file for the licences")
 	flag.Parse()
-	if err := run(*sbom, *licences, *version, *revision, flag.Args()); err != nil {
+	if err := run(context.Background(), *sbom, *licences, *version, *revision, flag.Args()); err != nil {
 		log.Fatal("sbom: ", err)
 	}
 }
 
-func run(sbom, licences, version, revision string, programs []string) error {
+func run(ctx context.Context, sbom, licences, version, revision string, programs []string) error {
 	c, err := read(programs)
 	if err != nil {
 		return err
@@ -50,7 +51,7 @@ func run(sbom, licences, version, revision string, programs []string) error {
 	if err := os.WriteFile(sbom, append(text, '\n'), 0o644); err != nil {
 		return err
 	}
-	dirs, err := directories(c.modules)
+	dirs, err := directories(ctx, c.modules)
 	if err != nil {
 		return err
 	}
@@ -177,8 +178,8 @@ func (c *contents) serial() string {
 }
 
 // directories finds the source of each module, and of Go itself.
-func directories(modules map[string]*debug.Module) (map[string]string, error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Path}}@{{.Version}}\t{{.Dir}}", "all").Output()
+func directories(ctx context.Context, modules map[string]*debug.Module) (map[string]string, error) {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Path}}@{{.Version}}\t{{.Dir}}", "all").Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list -m all: %w", err)
 	}
@@ -194,7 +195,7 @@ func directories(modules map[string]*debug.Module) (map[string]string, error) {
 			return nil, fmt.Errorf("%s is not in the module cache: go mod download", module)
 		}
 	}
-	root, err := exec.Command("go", "env", "GOROOT").Output()
+	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
 	if err != nil {
 		return nil, fmt.Errorf("go env GOROOT: %w", err)
 	}

@@ -80,7 +80,7 @@ func TestRead(t *testing.T) {
 	if _, err := read([]string{"main.go"}); err == nil {
 		t.Error("a source file is no program")
 	}
-	if _, err := directories(map[string]*debug.Module{"example.org/none@v1.0.0": {}}); err == nil || !strings.Contains(err.Error(), "go mod download") {
+	if _, err := directories(t.Context(), map[string]*debug.Module{"example.org/none@v1.0.0": {}}); err == nil || !strings.Contains(err.Error(), "go mod download") {
 		t.Error(err)
 	}
 }
