@@ -21,8 +21,8 @@ hostarch=$(go env GOHOSTARCH)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-rm -rf "$out"
 mkdir -p "$out"
+rm -f "$out"/credential-broker[-_]* "$out/SHA256SUMS"
 
 # put MODE FILE… DIR: copies files as others are to find them.
 put() {
@@ -96,5 +96,5 @@ for arch in amd64 arm64; do
 	done
 	rm -rf "$root"
 done
-(cd "$out" && sha256sum -- * >SHA256SUMS)
+(cd "$out" && sha256sum -- credential-broker[-_]* >SHA256SUMS)
 ls -l "$out"

@@ -64,6 +64,37 @@ func TestVersion(t *testing.T) {
 	is("1.2.3+git1.HASH")
 }
 
+// TestDirectories: tmpfiles.conf makes what the units would make.
+func TestDirectories(t *testing.T) {
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join("../configs/systemd", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	value := func(unit, key string) string {
+		m := regexp.MustCompile(`(?m)^` + key + `=(.*)$`).FindStringSubmatch(read(unit))
+		if m == nil {
+			t.Fatalf("%s has no %s=", unit, key)
+		}
+		return m[1]
+	}
+	const service, socket = "credential-broker.service", "credential-broker.socket"
+	user := value(service, "User")
+	for _, want := range []string{
+		"d " + filepath.Dir(value(socket, "ListenStream")) + " " + value(socket, "DirectoryMode") + " root root -\n",
+		"d /var/lib/" + value(service, "StateDirectory") + " " + value(service, "StateDirectoryMode") + " " + user + " " + value(service, "Group") + " -\n",
+	} {
+		if !strings.Contains(read("tmpfiles.conf"), "\n"+want) {
+			t.Errorf("tmpfiles.conf lacks %s", want)
+		}
+	}
+	if !strings.Contains(read("sysusers.conf"), "\nu "+user+" ") {
+		t.Errorf("sysusers.conf makes no %s", user)
+	}
+}
+
 // TestShells: the shell reads every script, and none names a unit that there is
 // not.
 func TestShells(t *testing.T) {
