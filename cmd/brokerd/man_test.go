@@ -13,6 +13,7 @@ import (
 func TestManualPage(t *testing.T) {
 	t.Setenv("STATE_DIRECTORY", "/var/lib/credential-broker") // defaults as on an installed host
 	root := command()
+	root.Use = "brokerd" // the page is its own
 	p := man.New("brokerd", 8, "daemon of the credential broker")
 	p.Section("SYNOPSIS")
 	p.Text("/usr/libexec/credential-broker/brokerd serve [FLAG...]\n\nbroker serve|check|presets|demo [ARG...]")
