@@ -3,6 +3,7 @@
 # make test-real the integration suite against real servers, which it installs into .real
 # make surfaces  one token through every surface in every language, and what it costs
 # make check     format, vet, lint, floor plan, generated files
+# make package   deb, rpm, tarball, SBOM and checksums into dist/packages
 # make bench     the consumer socket, the scanner and the mask beside their references
 
 SHELL := /bin/bash
@@ -11,10 +12,11 @@ VERSION ?= $(shell git describe --tags --always 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI := v2.15.0
 GOVULNCHECK := v1.6.0
+NFPM := v2.45.2
 TOOLS := $(CURDIR)/.tools
 PACKAGES := ./...
 
-.PHONY: run build test test-real surfaces check lint generate bench vuln clean
+.PHONY: run build test test-real surfaces check lint generate bench vuln package clean
 
 run: build
 	dist/broker demo
@@ -39,7 +41,7 @@ check: lint
 	$(GO) vet -tags real ./...
 	$(GO) test -run 'TestFloorPlan' ./internal/floorplan
 	$(GO) generate ./...
-	@git diff --exit-code -- configs api || { echo "generated files were out of date: commit the difference"; exit 1; }
+	@git diff --exit-code -- configs api packaging/man || { echo "generated files were out of date: commit the difference"; exit 1; }
 	$(MAKE) vuln
 
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
@@ -52,6 +54,14 @@ $(TOOLS)/golangci-lint-$(GOLANGCI):
 $(TOOLS)/govulncheck-$(GOVULNCHECK):
 	GOBIN=$(TOOLS) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK)
 	mv $(TOOLS)/govulncheck $@
+
+$(TOOLS)/nfpm-$(NFPM):
+	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM)
+	mv $(TOOLS)/nfpm $@
+
+# VERSION=1.2.3 on the command line names another version than the commit's.
+package: $(TOOLS)/nfpm-$(NFPM)
+	NFPM=$< packaging/package.sh dist/packages
 
 # The vulnerability database is a web service: where it is out of reach, say so
 # rather than pass.

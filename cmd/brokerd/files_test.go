@@ -138,7 +138,7 @@ func TestFilesPage(t *testing.T) {
 
 	// The group's commands speak of what is there.
 	unit := read(t, "../..", "configs/systemd/drop-ins/files.conf")
-	for _, word := range []string{"vdab-token", "configs/systemd/drop-ins/files.conf"} {
+	for _, word := range []string{"vdab-token", "/usr/share/credential-broker/drop-ins/files.conf"} {
 		if !strings.Contains(blocks["sh"][1], word) {
 			t.Errorf("the commands do not speak of %s", word)
 		}

@@ -32,7 +32,7 @@ func TestPage(t *testing.T) {
 	// Where the page's places are here. A key that every machine has stands in
 	// for the host's and the TPM's.
 	here := strings.NewReplacer("/etc/credstore.encrypted", h.path("credstore.encrypted"), "/etc/systemd/system", h.path("systemd"),
-		"/var/lib/credential-broker", h.path("state"), "--with-key=auto", "--with-key=tpm2-absent", "configs/systemd", filepath.Join(real.Root(), "configs", "systemd"))
+		"/var/lib/credential-broker", h.path("state"), "--with-key=auto", "--with-key=tpm2-absent", "/usr/share/credential-broker/drop-ins", filepath.Join(real.Root(), "configs", "systemd", "drop-ins"))
 	sealed := h.path("credstore.encrypted", "brown-out")
 	start := func() {
 		t.Helper()

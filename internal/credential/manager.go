@@ -56,7 +56,7 @@ func (m manager) call(ctx context.Context, do func(context.Context, *dbus.Conn) 
 	err = do(ctx, c)
 	var e dbus.Error
 	if errors.As(err, &e) && (e.Name == "org.freedesktop.DBus.Error.AccessDenied" || e.Name == "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired") {
-		return fmt.Errorf("systemd does not let the broker restart it: name the unit in the polkit rule, configs/polkit/50-credential-broker.rules (%s)", e.Name)
+		return fmt.Errorf("systemd does not let the broker restart it: name the unit in the polkit rule, /usr/share/credential-broker/polkit/50-credential-broker.rules (%s)", e.Name)
 	}
 	return err
 }

@@ -24,7 +24,7 @@ var floors = map[string]int{
 }
 
 // Packages that stand beside the floors: programs and tests.
-var beside = []string{"providers/gcp/gcptest", "cmd/broker", "bench", "integration", "internal/floorplan", "configs/gen", "configs/systemd"}
+var beside = []string{"providers/gcp/gcptest", "cmd/broker", "bench", "integration", "internal/floorplan", "configs/gen", "configs/systemd", "packaging"}
 
 type pkg struct {
 	ImportPath, Dir string
