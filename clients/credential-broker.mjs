@@ -182,7 +182,13 @@ function read(status, text) {
     throw new BrokerError("unreachable", `the answer, with status ${status}, is not the broker's`, status);
   }
   if (status === 200) return document;
-  throw new BrokerError(document.code, String(document.detail ?? ""), status, Number.isInteger(document.retry_after) ? document.retry_after : 0);
+  throw new BrokerError(document.code, detailOf(document), status, Number.isInteger(document.retry_after) ? document.retry_after : 0);
+}
+
+/** What to do, and whom the broker sees. */
+function detailOf({ detail = "", identity, clients }) {
+  if (!identity) return String(detail);
+  return `${detail} (you are seen as: ${identity}${clients?.length ? `; you may use: ${clients.join(", ")}` : ""})`;
 }
 
 function parsed(text) {

@@ -148,7 +148,11 @@ broker_ask_() {
 			fi
 			;;
 		esac
-		broker_fail_ "$(printf '%s\n' "$broker_raw_" | broker_member_ code)" "$(printf '%s\n' "$broker_raw_" | broker_member_ detail)" "$broker_after_"
+		broker_identity_=$(printf '%s\n' "$broker_raw_" | broker_member_ identity)
+		broker_clients_=$(printf '%s\n' "$broker_raw_" | sed -n 's/.*"clients": *\[\("[^]]*\)\].*/\1/p' | sed 's/"//g; s/,/, /g')
+		broker_detail_=$(printf '%s\n' "$broker_raw_" | broker_member_ detail)
+		broker_detail_=$broker_detail_${broker_identity_:+" (you are seen as: $broker_identity_${broker_clients_:+; you may use: $broker_clients_})"}
+		broker_fail_ "$(printf '%s\n' "$broker_raw_" | broker_member_ code)" "$broker_detail_" "$broker_after_"
 		return
 	done
 }
