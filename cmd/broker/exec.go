@@ -40,7 +40,8 @@ func execCommand(s *sockets) *cobra.Command {
 		Long: "Run a command, and keep a token, the headers and, where an allow entry names api-key, the API key in\n" +
 			"files for it: " + envToken + "_FILE, " + envHeaders + "_FILE and\n" + envKey + "_FILE name them. The files are memory of this process: nothing is\n" +
 			"left of them when it ends, however it ends. Read them for each call: a new token replaces the old one\n" +
-			"while the command runs. Signals are passed on; the exit code is the command's, or 128 and the number of\n" +
+			"while the command runs. (PHP's file functions do not open them: there, use clients/CredentialBroker.php, or\n" +
+			"cat in a shell.) Signals are passed on; the exit code is the command's, or 128 and the number of\n" +
 			"the signal that ended it; 127 if there is no such command, 126 if it cannot be run.\n\n" +
 			"After a quarantine, or when access is taken away, the files cannot be opened any more, and the command\n" +
 			"gets SIGTERM. An allow entry that lists surfaces has to list exec.",
