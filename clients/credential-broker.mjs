@@ -50,8 +50,9 @@ export class Broker {
   #timeout;
   #patience;
 
-  /** timeout: seconds for each answer. patience: seconds to spend, in all, on waiting as Retry-After says; 0: none. */
-  constructor({ socket = defaultSocket(), timeout = 10, patience = 10 } = {}) {
+  /** socket: its path; alone, it may stand for the options. timeout: seconds for each answer. patience: seconds to spend, in all, on waiting as Retry-After says; 0: none. */
+  constructor(options = {}) {
+    const { socket = defaultSocket(), timeout = 10, patience = 10 } = typeof options === "string" ? { socket: options } : options;
     this.#socket = socket;
     this.#timeout = timeout;
     this.#patience = patience;

@@ -56,6 +56,9 @@ func execCommand(s *sockets) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.run(cmd.Context(), s.client(), args[0], args[1:])
 		}}
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; if it is the command's: the command stands behind two dashes, as in broker exec vdab -- ./feed", err)}
+	})
 	c.Flags().StringVar(&f.o.Scope, "scope", "", "scopes, with a space between (default: the allow entry's, else the client's)")
 	c.Flags().StringVar(&f.o.Audience, "audience", "", "audience of the token")
 	c.Flags().StringVar(&f.o.Resource, "resource", "", "resource of the token, a URI (RFC 8707)")
