@@ -31,9 +31,6 @@ func TestRedactSpeed(t *testing.T) {
 	for _, v := range values {
 		for _, f := range scan.Forms([]byte(v)) {
 			patterns = append(patterns, f.Text)
-			for rest := f.Text; f.Name == scan.Base64 && len(rest) >= 16; rest = rest[16:] { // as broker exec, for base64 in lines
-				patterns = append(patterns, rest[:16])
-			}
 		}
 	}
 	line := []byte("2026-11-21T10:00:00Z INFO request served path=/vdab/vacatures status=200 bytes=18211 duration=12ms\n")

@@ -293,9 +293,22 @@ public final class CredentialBroker {
             return document;
         }
         if (status != 200 && document.get("code") instanceof String code) {
-            throw new BrokerException(code, String.valueOf(document.get("detail")), status, document.get("retry_after") instanceof Number n ? n.longValue() : 0);
+            throw new BrokerException(code, detail(document), status, document.get("retry_after") instanceof Number n ? n.longValue() : 0);
         }
         throw new BrokerException("unreachable", "the answer, with status " + status + ", is not the broker's", status, 0);
+    }
+
+    /** What to do, and whom the broker sees. */
+    private static String detail(Map<String, Object> document) {
+        String detail = String.valueOf(document.get("detail"));
+        if (!(document.get("identity") instanceof String identity)) {
+            return detail;
+        }
+        String clients = "";
+        for (Object c : document.get("clients") instanceof List<?> l ? l : List.of()) {
+            clients += (clients.isEmpty() ? "; you may use: " : ", ") + c;
+        }
+        return detail + " (you are seen as: " + identity + clients + ")";
     }
 
     private static String query(Map<String, String> options) {

@@ -194,6 +194,17 @@ final class CredentialBroker
         }
     }
 
+    /** What to do, and whom the broker sees. */
+    private static function detail(array $document): string
+    {
+        $detail = (string) ($document['detail'] ?? '');
+        if (is_string($document['identity'] ?? null)) {
+            $clients = implode(', ', (array) ($document['clients'] ?? []));
+            $detail .= " (you are seen as: {$document['identity']}" . ($clients === '' ? '' : "; you may use: $clients") . ')';
+        }
+        return $detail;
+    }
+
     /** The JSON object of an answer; a refusal is thrown. */
     private static function read(int $status, string $raw): array
     {
@@ -204,7 +215,7 @@ final class CredentialBroker
         if ($status === 200) {
             return $document;
         }
-        throw new CredentialBrokerException($document['code'], (string) ($document['detail'] ?? ''), $status, (int) ($document['retry_after'] ?? 0));
+        throw new CredentialBrokerException($document['code'], self::detail($document), $status, (int) ($document['retry_after'] ?? 0));
     }
 }
 

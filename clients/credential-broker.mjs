@@ -50,8 +50,9 @@ export class Broker {
   #timeout;
   #patience;
 
-  /** timeout: seconds for each answer. patience: seconds to spend, in all, on waiting as Retry-After says; 0: none. */
-  constructor({ socket = defaultSocket(), timeout = 10, patience = 10 } = {}) {
+  /** socket: its path; alone, it may stand for the options. timeout: seconds for each answer. patience: seconds to spend, in all, on waiting as Retry-After says; 0: none. */
+  constructor(options = {}) {
+    const { socket = defaultSocket(), timeout = 10, patience = 10 } = typeof options === "string" ? { socket: options } : options;
     this.#socket = socket;
     this.#timeout = timeout;
     this.#patience = patience;
@@ -182,7 +183,13 @@ function read(status, text) {
     throw new BrokerError("unreachable", `the answer, with status ${status}, is not the broker's`, status);
   }
   if (status === 200) return document;
-  throw new BrokerError(document.code, String(document.detail ?? ""), status, Number.isInteger(document.retry_after) ? document.retry_after : 0);
+  throw new BrokerError(document.code, detailOf(document), status, Number.isInteger(document.retry_after) ? document.retry_after : 0);
+}
+
+/** What to do, and whom the broker sees. */
+function detailOf({ detail = "", identity, clients }) {
+  if (!identity) return String(detail);
+  return `${detail} (you are seen as: ${identity}${clients?.length ? `; you may use: ${clients.join(", ")}` : ""})`;
 }
 
 function parsed(text) {

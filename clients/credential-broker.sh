@@ -15,8 +15,8 @@
 #
 # They fail with a message on standard error that says what to do, and print nothing then: never use their output
 # without looking at their status (set -e does that for x=$(broker_token vdab), but not inside of a pipeline).
-# Status: 69 no broker answers, 75 try again later, 77 not allowed, 78 quarantined, or an administrator has to act otherwise,
-# 65 the request was not understood; 22 of broker_curl: the API refused, or did so still.
+# Status, as of the command broker: 64 the request was not understood, 69 no broker answers, or something is wrong behind it,
+# 75 try again later, 77 not allowed, quarantined, or a person has to act; 22 of broker_curl: the API refused, or did so still.
 #
 # Leave -f, -w and whatever reads standard input (-d @-) out of the arguments of broker_curl: it needs them. Without -L
 # curl follows no redirect; with it, the API key would go to the other host, too. Answers are text.
@@ -148,7 +148,11 @@ broker_ask_() {
 			fi
 			;;
 		esac
-		broker_fail_ "$(printf '%s\n' "$broker_raw_" | broker_member_ code)" "$(printf '%s\n' "$broker_raw_" | broker_member_ detail)" "$broker_after_"
+		broker_identity_=$(printf '%s\n' "$broker_raw_" | broker_member_ identity)
+		broker_clients_=$(printf '%s\n' "$broker_raw_" | sed -n 's/.*"clients": *\[\("[^]]*\)\].*/\1/p' | sed 's/"//g; s/,/, /g')
+		broker_detail_=$(printf '%s\n' "$broker_raw_" | broker_member_ detail)
+		broker_detail_=$broker_detail_${broker_identity_:+" (you are seen as: $broker_identity_${broker_clients_:+; you may use: $broker_clients_})"}
+		broker_fail_ "$(printf '%s\n' "$broker_raw_" | broker_member_ code)" "$broker_detail_" "$broker_after_"
 		return
 	done
 }
@@ -157,12 +161,12 @@ broker_ask_() {
 broker_fail_() {
 	printf 'credential broker: %s: %s%s\n' "$1" "$2" "${3:+ (retry after: $3 s)}" >&2
 	case $1 in
-	unreachable) return 69 ;;
-	not_allowed) return 77 ;;
+	not_allowed | quarantined | api_key_rejected | login_required) return 77 ;;
 	rate_limited | issuer_unavailable | provider_unavailable | audit_unavailable) return 75 ;;
-	invalid_request | not_found | method_not_allowed) return 65 ;;
-	*) return 78 ;;
+	invalid_request | not_found | method_not_allowed) return 64 ;;
+	credentials_rejected) [ "${3:-0}" -eq 0 ] || return 75 ;;
 	esac
+	return 69
 }
 
 # broker_member_ NAME prints a string member of a flat JSON object; \uXXXX is left as it is.

@@ -168,7 +168,16 @@ def _read(status, raw):
     if status == 200:
         return document
     retry_after = document.get("retry_after", 0)
-    raise BrokerError(document["code"], str(document.get("detail", "")), status, retry_after if isinstance(retry_after, int) else 0)
+    raise BrokerError(document["code"], _detail(document), status, retry_after if isinstance(retry_after, int) else 0)
+
+
+def _detail(document):
+    """What to do, and whom the broker sees."""
+    detail, clients = str(document.get("detail", "")), document.get("clients")
+    if document.get("identity"):
+        detail += f" (you are seen as: {document['identity']}"
+        detail += f"; you may use: {', '.join(map(str, clients))})" if isinstance(clients, list) and clients else ")"
+    return detail
 
 
 def _query(scope, audience, resource, min_ttl):

@@ -1,5 +1,8 @@
 // Package client holds the wire structs of the broker's sockets and a small Go
 // client. It imports the standard library alone.
+//
+//	api := http.Client{Transport: &client.Transport{Name: "vdab"}, Timeout: 30 * time.Second}
+//	answer, err := api.Get(url)
 package client
 
 import (

@@ -40,7 +40,8 @@ func execCommand(s *sockets) *cobra.Command {
 		Long: "Run a command, and keep a token, the headers and, where an allow entry names api-key, the API key in\n" +
 			"files for it: " + envToken + "_FILE, " + envHeaders + "_FILE and\n" + envKey + "_FILE name them. The files are memory of this process: nothing is\n" +
 			"left of them when it ends, however it ends. Read them for each call: a new token replaces the old one\n" +
-			"while the command runs. Signals are passed on; the exit code is the command's, or 128 and the number of\n" +
+			"while the command runs. (PHP's file functions do not open them: there, use clients/CredentialBroker.php, or\n" +
+			"cat in a shell.) Signals are passed on; the exit code is the command's, or 128 and the number of\n" +
 			"the signal that ended it; 127 if there is no such command, 126 if it cannot be run.\n\n" +
 			"After a quarantine, or when access is taken away, the files cannot be opened any more, and the command\n" +
 			"gets SIGTERM. An allow entry that lists surfaces has to list exec.",
@@ -55,6 +56,9 @@ func execCommand(s *sockets) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.run(cmd.Context(), s.client(), args[0], args[1:])
 		}}
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; if it is the command's: the command stands behind two dashes, as in broker exec vdab -- ./feed", err)}
+	})
 	c.Flags().StringVar(&f.o.Scope, "scope", "", "scopes, with a space between (default: the allow entry's, else the client's)")
 	c.Flags().StringVar(&f.o.Audience, "audience", "", "audience of the token")
 	c.Flags().StringVar(&f.o.Resource, "resource", "", "resource of the token, a URI (RFC 8707)")

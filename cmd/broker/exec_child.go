@@ -55,23 +55,33 @@ func (c *child) run() (int, error) {
 		defer close(ended)
 		err = c.cmd.Wait()
 	}()
-	copies.start(c.mask, ended)
-	for running := true; running; {
+	c.wait(signals, ended, copies.start(c.mask, ended))
+	return exitOf(c.cmd.ProcessState, err)
+}
+
+// wait waits for the command, and for what is still to be written then: others
+// may hold its pipes, so new values are heard of to the end. A signal that
+// would end the command ends that second waiting.
+func (c *child) wait(signals <-chan os.Signal, ended, copied <-chan struct{}) {
+	for ended != nil || copied != nil {
 		select {
 		case <-ended:
-			running = false
+			ended = nil
+		case <-copied:
+			copied = nil
 		case s := <-signals:
+			if ended == nil && (s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT) {
+				return
+			}
 			c.pass(s.(syscall.Signal))
 		case <-c.renew:
 			if c.renewal != 0 {
 				_ = c.cmd.Process.Signal(c.renewal)
 			}
 		case err := <-c.lost:
-			c.tell(err)
+			c.tell(err, ended == nil)
 		}
 	}
-	copies.wait(signals)
-	return exitOf(c.cmd.ProcessState, err)
 }
 
 func exitOf(state *os.ProcessState, err error) (int, error) {
@@ -85,9 +95,12 @@ func exitOf(state *os.ProcessState, err error) (int, error) {
 }
 
 // tell says that the values are gone.
-func (c *child) tell(err error) {
+func (c *child) tell(err error, over bool) {
 	what := "they will be there again when the broker gives them"
-	if c.end {
+	switch {
+	case over:
+		what = "it has ended, and what it left running is not told"
+	case c.end:
 		what = "the command gets SIGTERM"
 		_ = c.cmd.Process.Signal(unix.SIGTERM)
 	}
@@ -165,9 +178,9 @@ func (c *child) pipes() (*copies, error) {
 	return out, nil
 }
 
-// start copies until the pipes end. When the reader of our output has gone, the
+// start copies until the pipes end, which closes the channel. When the reader of our output has gone, the
 // command notices as if it had written there itself.
-func (c *copies) start(mask *redact.Filter, ended <-chan struct{}) {
+func (c *copies) start(mask *redact.Filter, ended <-chan struct{}) <-chan struct{} {
 	for _, o := range c.list {
 		_ = o.pipe.Close()
 		c.wg.Go(func() {
@@ -177,23 +190,9 @@ func (c *copies) start(mask *redact.Filter, ended <-chan struct{}) {
 			}
 		})
 	}
-}
-
-// wait waits for what is still to be written. A signal that would end the
-// command ends the waiting.
-func (c *copies) wait(signals <-chan os.Signal) {
 	done := make(chan struct{})
 	go func() { defer close(done); c.wg.Wait() }()
-	for {
-		select {
-		case <-done:
-			return
-		case s := <-signals:
-			if s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT {
-				return
-			}
-		}
-	}
+	return done
 }
 
 func (c *copies) close() {

@@ -178,17 +178,9 @@ func (s *supply) hide(value string, until time.Time) {
 			return
 		}
 	}
-	const piece = 16 // of a base64 form: lines of 76 characters have some whole
 	m := maskedValue{value: value, until: until}
 	for _, f := range scan.Forms([]byte(value)) {
 		m.forms = append(m.forms, f.Text)
-		if f.Name == scan.Base64 {
-			for c := range slices.Chunk(f.Text, piece) {
-				if len(c) == piece {
-					m.forms = append(m.forms, c)
-				}
-			}
-		}
 	}
 	s.masked = append(s.masked, m)
 }

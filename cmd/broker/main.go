@@ -136,7 +136,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVar(&s.consumer, "socket", "", "consumer socket (default: $"+client.Environment+", else "+client.DefaultSocket()+")")
+	root.PersistentFlags().StringVar(&s.consumer, "socket", "", "consumer socket (default: $"+client.Environment+", else, if it is there,\n$XDG_RUNTIME_DIR/credential-broker/broker.sock, else /run/credential-broker/broker.sock)")
 	root.PersistentFlags().StringVar(&s.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s), execCommand(s),

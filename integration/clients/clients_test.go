@@ -137,7 +137,7 @@ func (w *world) refusals(t *testing.T, l *language) {
 	before := len(w.api.seen(fake.APIPath + "never"))
 	for _, a := range l.adapters {
 		s := l.run(t, w.path("broker.sock"), a, "nobody", "http://127.0.0.1:1"+fake.APIPath+"never")
-		if s.Code != "not_allowed" || !strings.Contains(s.Detail, l.name) && s.Detail == "" {
+		if s.Code != "not_allowed" || !strings.Contains(s.Detail, "you are seen as: ") || !strings.Contains(s.Detail, "; you may use: cold-java, cold-node, ") {
 			t.Errorf("%s: not allowed: %+v", a, s)
 		}
 	}
