@@ -85,6 +85,10 @@ func (f *execFlags) run(ctx context.Context, c *client.Client, name string, argv
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("open this process for the command: %w", err)
 	}
+	cores, err := withoutMemory()
+	if err != nil {
+		return err
+	}
 	renew, lost := make(chan struct{}), make(chan error)
 	s := &supply{client: c, name: name, o: f.o, renew: renew, lost: lost, files: map[string]*memoryFile{}, contents: map[string]string{}}
 	s.o.Surface = "exec"
@@ -98,7 +102,7 @@ func (f *execFlags) run(ctx context.Context, c *client.Client, name string, argv
 		return quiet(exitBySignal + int(unix.SIGTERM))
 	}
 	child := &child{cmd: &exec.Cmd{Path: path, Args: argv, Env: f.environment(s), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
-		mask: s.mask, renewal: renewal, renew: renew, lost: lost, end: f.quarantine == "term"}
+		mask: s.mask, renewal: renewal, renew: renew, lost: lost, cores: cores, end: f.quarantine == "term"}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // signals are the command's from here on
 	defer stop()
 	done := make(chan struct{})

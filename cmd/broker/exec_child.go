@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -29,6 +30,7 @@ type child struct {
 	end     bool           // it ends when its values are taken away
 	renew   <-chan struct{}
 	lost    <-chan error
+	cores   coreFilter // the command's; this process has none
 }
 
 // run starts the command, waits for it and gives its exit code.
@@ -48,7 +50,7 @@ func (c *child) run() (int, error) {
 		copies.close()
 		return 0, failure{exitNotRunnable, fmt.Errorf("%s cannot be run: %w", c.cmd.Path, cause(err))}
 	}
-	// From here on this process holds tokens for long: no core of it.
+	c.cores.giveBack(c.cmd.Process.Pid)
 	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	ended := make(chan struct{})
 	go func() {
@@ -200,4 +202,29 @@ func (c *copies) close() {
 		_ = o.src.Close()
 		_ = o.pipe.Close()
 	}
+}
+
+// A coreFilter is what of its memory a process writes into a core, as in
+// core(5): hexadecimal.
+type coreFilter string
+
+// withoutMemory keeps this process's memory out of cores, also where they go
+// to a program, for which the kernel sets no limit. It gives what was before:
+// children inherit the filter, and a command may want its cores.
+func withoutMemory() (coreFilter, error) {
+	const file = "/proc/self/coredump_filter"
+	before, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, []byte("0"), 0)
+	}
+	if err != nil {
+		return "", fmt.Errorf("keep values out of cores: %w", err)
+	}
+	return coreFilter("0x" + strings.TrimSpace(string(before))), nil
+}
+
+// giveBack is for a command that has just started; one of another user keeps
+// no memory in its cores.
+func (f coreFilter) giveBack(pid int) {
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/coredump_filter", pid), []byte(f), 0)
 }

@@ -182,6 +182,13 @@ func (s *supply) hide(value string, until time.Time) {
 	for _, f := range scan.Forms([]byte(value)) {
 		m.forms = append(m.forms, f.Text)
 	}
+	for _, format := range []string{"%%%02X", "%%%02x"} { // Forms encodes what has to be
+		var all []byte
+		for _, c := range []byte(value) {
+			all = fmt.Appendf(all, format, c)
+		}
+		m.forms = append(m.forms, all)
+	}
 	s.masked = append(s.masked, m)
 }
 
