@@ -38,6 +38,10 @@ func (b *incoming) Read(p []byte) (int, error) {
 	}
 	_ = b.control.SetReadDeadline(until)
 	n, err := b.ReadCloser.Read(p)
+	if !b.call.caller.Alive() { // whoever has the connection now may have sent it
+		b.call.cancel(errGone)
+		n, err = 0, errGone
+	}
 	if err != nil {
 		// A deadline that stays would end the request while the answer is awaited.
 		_ = b.control.SetReadDeadline(time.Time{})
@@ -95,13 +99,29 @@ type patient struct {
 // Unwrap is for http.ResponseController.
 func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
+// WriteHeader implements http.ResponseWriter. An answer may have nothing else.
+func (p *patient) WriteHeader(status int) {
+	if p.ready() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	p.ResponseWriter.WriteHeader(status)
+}
+
 // Write implements io.Writer.
 func (p *patient) Write(b []byte) (int, error) {
+	if err := p.ready(); err != nil {
+		return 0, err
+	}
+	return p.ResponseWriter.Write(b)
+}
+
+// ready says whether more may be written, and gives it its time.
+func (p *patient) ready() error {
 	if !p.call.caller.Alive() {
-		return 0, errGone
+		return errGone
 	}
 	_ = p.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
-	return p.ResponseWriter.Write(b)
+	return nil
 }
 
 // information is what the API says of a refusal in moreInformation (API

@@ -49,13 +49,13 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.code = "aborted"
 	conn := gate.From(r.Context())
 	x.caller = conn.Caller()
+	p := &patient{w, x, http.NewResponseController(w)}
 	if err := x.prepare(conn, r); err != nil {
-		conn.MustLive()
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastRead))
-		x.refuse(w, err)
+		_ = p.control.SetReadDeadline(time.Now().Add(lastRead))
+		x.refuse(p, err)
 		return
 	}
-	x.pass(w, r)
+	x.pass(p, r)
 }
 
 // prepare decides, and gets what the call needs.
@@ -89,31 +89,30 @@ func direct(r *http.Request) error {
 }
 
 // pass sends the request on and the answer back.
-func (x *call) pass(w http.ResponseWriter, r *http.Request) {
+func (x *call) pass(p *patient, r *http.Request) {
 	x.ctx, x.cancel = context.WithCancelCause(r.Context())
 	defer x.cancel(nil)
 	x.silent = time.AfterFunc(x.rt.timeout, func() { x.cancel(errSilent) })
 	defer x.silent.Stop()
-	control := http.NewResponseController(w)
 	x.again = idempotent(r.Method) && r.ContentLength >= 0 && r.ContentLength <= maxReplay
 	if r.ContentLength != 0 {
-		x.from = &incoming{ReadCloser: r.Body, call: x, control: control}
+		x.from = &incoming{ReadCloser: r.Body, call: x, control: p.control}
 		defer func() {
 			if x.unread() {
-				_ = control.SetReadDeadline(time.Now().Add(lastRead))
+				_ = p.control.SetReadDeadline(time.Now().Add(lastRead))
 			}
 		}()
 		r.Body = x.from
 		if x.again {
 			var err error
 			if x.body, err = x.from.keep(r.ContentLength); err != nil {
-				x.refuse(w, bodyLate())
+				x.refuse(p, bodyLate())
 				return
 			}
 			r.Body = io.NopCloser(strings.NewReader("")) // send puts the kept one in
 		}
 	}
-	x.rt.proxy.ServeHTTP(&patient{w, x, control}, r.WithContext(context.WithValue(r.Context(), callKey{}, x)))
+	x.rt.proxy.ServeHTTP(p, r.WithContext(context.WithValue(r.Context(), callKey{}, x)))
 }
 
 func bodyLate() *broker.Error { return invalid("the body did not come whole, or not in time") }

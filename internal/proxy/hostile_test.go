@@ -224,8 +224,12 @@ func TestEarlyAnswer(t *testing.T) {
 const childTask = "PROXY_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	if socket := os.Getenv(childTask); socket != "" {
-		os.Exit(leaveHeir(socket))
+	task := os.Getenv(childTask)
+	if socket, ok := strings.CutPrefix(task, "lend "); ok {
+		os.Exit(lend(socket))
+	}
+	if task != "" {
+		os.Exit(leaveHeir(task))
 	}
 	os.Exit(m.Run())
 }
@@ -259,7 +263,7 @@ func TestHeirGetsNothing(t *testing.T) {
 		fmt.Fprintln(w, "first")
 		_ = http.NewResponseController(w).Flush()
 		<-exited
-		for r.Context().Err() == nil {
+		for range 1000 { // the first ones may only show the proxy that nobody takes them
 			if _, err := fmt.Fprintln(w, "second"); err != nil {
 				return
 			}

@@ -127,6 +127,9 @@ func (w *world) startAPI(h http.Handler, speaks ...func(*httptest.Server)) *http
 
 func http2(s *httptest.Server) { s.EnableHTTP2 = true }
 
+// protocols are what an API may speak.
+var protocols = map[string][]func(*httptest.Server){"HTTP/1.1": nil, "HTTP/2": {http2}}
+
 func (w *world) config() Config {
 	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", Config: outbound.Config{CAFile: w.ca}}
 }
