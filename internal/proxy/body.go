@@ -24,9 +24,20 @@ var errGone = errors.New("the process that opened the connection has exited")
 type incoming struct {
 	io.ReadCloser
 	call    *call
-	control *http.ResponseController
 	until   time.Time   // when it has to be there; zero: while it moves
 	whole   atomic.Bool // the end was read
+	dropped atomic.Bool // nobody wants more of it
+}
+
+// errDropped is that the rest of a body is of no use.
+var errDropped = errors.New("nobody wants the rest of the body")
+
+// drop ends the read in progress, and all that would follow.
+func (b *incoming) drop() {
+	if !b.whole.Load() {
+		b.dropped.Store(true)
+		_ = b.call.control.SetReadDeadline(time.Now())
+	}
 }
 
 // Read implements io.Reader.
@@ -36,18 +47,24 @@ func (b *incoming) Read(p []byte) (int, error) {
 	if until.IsZero() {
 		until = time.Now().Add(b.call.rt.timeout)
 	}
-	_ = b.control.SetReadDeadline(until)
+	_ = b.call.control.SetReadDeadline(until)
+	if b.dropped.Load() { // only now: drop sets the deadline after it has said so
+		b.drop()
+		return 0, errDropped
+	}
 	n, err := b.ReadCloser.Read(p)
 	if !b.call.caller.Alive() { // whoever has the connection now may have sent it
 		b.call.cancel(errGone)
 		n, err = 0, errGone
 	}
 	if err != nil {
-		// A deadline that stays would end the request while the answer is awaited.
-		_ = b.control.SetReadDeadline(time.Time{})
 		whole := errors.Is(err, io.EOF)
 		b.whole.Store(whole)
 		b.call.cut.Store(!whole)
+		if whole || !b.dropped.Load() {
+			// A deadline that stays would end the request while the answer is awaited.
+			_ = b.call.control.SetReadDeadline(time.Time{})
+		}
 	}
 	if !b.call.answered.Load() {
 		b.call.silent.Reset(b.call.rt.timeout)
@@ -78,6 +95,9 @@ func (a *answer) Read(p []byte) (int, error) {
 	a.call.silent.Reset(a.call.rt.timeout)
 	n, err := a.ReadCloser.Read(p)
 	a.call.silent.Stop()
+	if ended := context.Cause(a.call.ctx); ended != nil {
+		n, err = 0, ended // an end that the API made because of ours is not its answer's
+	}
 	if err != nil {
 		if errors.Is(err, io.EOF) {
 			a.call.clean(a.resp.Trailer) // they are there now
@@ -92,8 +112,7 @@ func (a *answer) Read(p []byte) (int, error) {
 // somebody who holds the connection after the caller's exit gets no more.
 type patient struct {
 	http.ResponseWriter
-	call    *call
-	control *http.ResponseController
+	call *call
 }
 
 // Unwrap is for http.ResponseController.
@@ -120,7 +139,10 @@ func (p *patient) ready() error {
 	if !p.call.caller.Alive() {
 		return errGone
 	}
-	_ = p.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
+	_ = p.call.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
+	if !p.call.refusing { // only now: stop sets the deadline after it has ended ctx
+		return context.Cause(p.call.ctx)
+	}
 	return nil
 }
 
