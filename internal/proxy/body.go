@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -19,8 +20,49 @@ import (
 // errGone is that the caller has exited.
 var errGone = errors.New("the process that opened the connection has exited")
 
+// silence is the API's time: it ends the call. Until the answer begins, it
+// stops while the caller is to send; from then on, while the caller is to take.
+type silence struct {
+	mu       sync.Mutex
+	timer    *time.Timer
+	timeout  time.Duration
+	answered bool // the answer has begun
+}
+
+// reading says whether the API waits for the caller's body.
+func (s *silence) reading(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.answered {
+		s.run(!now)
+	}
+}
+
+// answering says whether the answer has begun.
+func (s *silence) answering(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = now
+	s.run(!now)
+}
+
+// waiting says whether the caller waits for the next part of the answer.
+func (s *silence) waiting(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.run(now)
+}
+
+func (s *silence) run(on bool) {
+	if on {
+		s.timer.Reset(s.timeout)
+	} else {
+		s.timer.Stop()
+	}
+}
+
 // incoming is the body of a request on its way to the API. Each read has its
-// own time; the API's runs while nothing is read.
+// own time.
 type incoming struct {
 	io.ReadCloser
 	call    *call
@@ -42,7 +84,8 @@ func (b *incoming) drop() {
 
 // Read implements io.Reader.
 func (b *incoming) Read(p []byte) (int, error) {
-	b.call.silent.Stop()
+	b.call.silent.reading(true)
+	defer b.call.silent.reading(false)
 	until := b.until
 	if until.IsZero() {
 		until = time.Now().Add(b.call.rt.timeout)
@@ -65,9 +108,6 @@ func (b *incoming) Read(p []byte) (int, error) {
 			// A deadline that stays would end the request while the answer is awaited.
 			_ = b.call.control.SetReadDeadline(time.Time{})
 		}
-	}
-	if !b.call.answered.Load() {
-		b.call.silent.Reset(b.call.rt.timeout)
 	}
 	return n, err
 }
@@ -92,9 +132,9 @@ type answer struct {
 
 // Read implements io.Reader.
 func (a *answer) Read(p []byte) (int, error) {
-	a.call.silent.Reset(a.call.rt.timeout)
+	a.call.silent.waiting(true)
 	n, err := a.ReadCloser.Read(p)
-	a.call.silent.Stop()
+	a.call.silent.waiting(false)
 	if ended := context.Cause(a.call.ctx); ended != nil {
 		n, err = 0, ended // an end that the API made because of ours is not its answer's
 	}
@@ -106,6 +146,15 @@ func (a *answer) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Close implements io.Closer. HTTP/2 waits for a read of the request's body
+// that is in progress.
+func (a *answer) Close() error {
+	if a.call.unread() {
+		a.call.from.drop()
+	}
+	return a.ReadCloser.Close()
 }
 
 // patient is the way back to the caller: each write has its own time, and

@@ -46,10 +46,8 @@ type call struct {
 	// answers on.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	silent *time.Timer
-
-	answered atomic.Bool // the API's answer has begun
-	cut      atomic.Bool // the caller's body broke off
+	silent silence
+	cut    atomic.Bool // the caller's body broke off
 
 	from   *incoming // the caller's body; nil: none
 	again  bool      // the request can be repeated
@@ -115,11 +113,9 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(x.body)), nil }
 		out.Body, _ = out.GetBody()
 	}
-	x.answered.Store(false)
-	x.silent.Reset(x.rt.timeout)
+	x.silent.answering(false)
 	resp, err := via.RoundTrip(out)
-	x.answered.Store(true)
-	x.silent.Stop()
+	x.silent.answering(true)
 	if err != nil {
 		return nil, err
 	}

@@ -96,8 +96,9 @@ func direct(r *http.Request) error {
 
 // pass sends the request on and the answer back.
 func (x *call) pass(p *patient, r *http.Request) {
-	x.silent = time.AfterFunc(x.rt.timeout, func() { x.cancel(errSilent) })
-	defer x.silent.Stop()
+	x.silent.timeout = x.rt.timeout
+	x.silent.timer = time.AfterFunc(x.rt.timeout, func() { x.cancel(errSilent) })
+	defer x.silent.answering(true)
 	x.again = idempotent(r.Method) && r.ContentLength >= 0 && r.ContentLength <= maxReplay
 	if r.ContentLength != 0 {
 		x.from = &incoming{ReadCloser: r.Body, call: x}
