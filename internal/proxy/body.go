@@ -169,7 +169,7 @@ func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter. An answer may have nothing else.
 func (p *patient) WriteHeader(status int) {
-	if p.ready() != nil {
+	if p.more() != nil {
 		panic(http.ErrAbortHandler)
 	}
 	p.ResponseWriter.WriteHeader(status)
@@ -177,21 +177,26 @@ func (p *patient) WriteHeader(status int) {
 
 // Write implements io.Writer.
 func (p *patient) Write(b []byte) (int, error) {
-	if err := p.ready(); err != nil {
+	if err := p.more(); err != nil {
 		return 0, err
 	}
 	return p.ResponseWriter.Write(b)
 }
 
-// ready says whether more may be written, and gives it its time.
+// more says whether more of an answer may be written, and gives it its time.
+func (p *patient) more() error {
+	if err := p.ready(); err != nil || p.call.refusing {
+		return err
+	}
+	return context.Cause(p.call.ctx) // only now: stop sets the deadline after it has ended ctx
+}
+
+// ready says whether the caller is there, and gives the next write its time.
 func (p *patient) ready() error {
 	if !p.call.caller.Alive() {
 		return errGone
 	}
 	_ = p.call.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
-	if !p.call.refusing { // only now: stop sets the deadline after it has ended ctx
-		return context.Cause(p.call.ctx)
-	}
 	return nil
 }
 

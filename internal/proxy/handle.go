@@ -119,6 +119,9 @@ func (x *call) pass(p *patient, r *http.Request) {
 		}
 	}
 	x.rt.proxy.ServeHTTP(p, r.WithContext(context.WithValue(r.Context(), callKey{}, x)))
+	if p.ready() != nil { // net/http writes the end, and what trails it
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func bodyLate() *broker.Error { return invalid("the body did not come whole, or not in time") }

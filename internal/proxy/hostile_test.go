@@ -229,6 +229,7 @@ func TestEarlyAnswerInPause(t *testing.T) {
 			close(began)
 			w.Header().Set("Connection", "close")
 			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			_, _ = io.WriteString(w, "too large")
 		}), func(c *Config) { c.Timeout = clockDuration(5 * time.Minute) }, speaks...)
 		c, err := net.Dial("unix", w.socket)
 		if err != nil {
