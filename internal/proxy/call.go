@@ -104,7 +104,11 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 	if err := x.headers(); err != nil {
 		return nil, err
 	}
-	out := req.Clone(x.ctx)
+	ctx := x.ctx
+	if x.grant.Token.Bound != "" {
+		ctx = context.WithValue(ctx, grantKey{}, x.grant)
+	}
+	out := req.Clone(ctx)
 	x.strip(out.Header)
 	for _, h := range x.given {
 		out.Header.Set(h.name, h.value)
