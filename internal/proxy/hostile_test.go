@@ -108,6 +108,23 @@ func TestLies(t *testing.T) {
 	}
 }
 
+// An API that switches protocols unasked does not keep its connection: nobody
+// else would close it.
+func TestSwitchEnds(t *testing.T) {
+	for _, header := range []string{"Upgrade: x\r\n", ""} {
+		ended := make(chan struct{})
+		upstream := liar(t, func(c net.Conn) {
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"+header+"\r\n")
+			_, _ = io.Copy(io.Discard, c)
+			close(ended)
+		})
+		w := newWorld(t, http.HandlerFunc(ok), func(c *Config) { c.Upstream = upstream })
+		resp, body := w.do("GET", "/", "")
+		wantRefused(t, resp, body, client.APIUnavailable)
+		soon(t, "the end of the API's connection", ended)
+	}
+}
+
 // What comes after the end of an answer is nobody's answer.
 func TestTooMuch(t *testing.T) {
 	upstream := liar(t, func(c net.Conn) {
