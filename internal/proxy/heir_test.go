@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -77,7 +78,7 @@ func TestHeirSendsNothing(t *testing.T) {
 	for name, speaks := range protocols {
 		for _, more := range []string{"6\r\nsecond\r\n", "0\r\n\r\n"} {
 			began, rest := make(chan struct{}), make(chan error)
-			w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w := newWorld(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				first := make([]byte, 5)
 				_, _ = io.ReadFull(r.Body, first)
 				close(began)
@@ -93,7 +94,7 @@ func TestHeirSendsNothing(t *testing.T) {
 			if _, err := io.WriteString(c, more); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-rest; err == nil || err == io.EOF {
+			if err := <-rest; err == nil || errors.Is(err, io.EOF) {
 				t.Errorf("%s, %q: the API took it: %v", name, more, err)
 				continue
 			}

@@ -342,7 +342,7 @@ func leaveHeir(socket string) int {
 // Who inherits a connection gets nothing more once its opener has exited.
 func TestHeirGetsNothing(t *testing.T) {
 	exited := make(chan struct{})
-	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "first")
 		_ = http.NewResponseController(w).Flush()
 		<-exited
