@@ -118,7 +118,7 @@ func TestCutOff(t *testing.T) {
 // elsewhere ends it soon.
 func TestChangesInFlight(t *testing.T) {
 	lines, ended := make(chan string), make(chan struct{}, 2)
-	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w := newDrainingWorld(t, short, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		for r.Context().Err() == nil {
 			select {
 			case line := <-lines:
@@ -129,7 +129,6 @@ func TestChangesInFlight(t *testing.T) {
 		}
 		ended <- struct{}{}
 	}), nil)
-	w.proxy.drain = short
 	call := func() *bufio.Reader {
 		var resp *http.Response
 		got := make(chan error)

@@ -65,6 +65,12 @@ func (c *laterClock) Now() clock.Reading {
 // newWorld serves h as the API; change may alter the route, speaks the API.
 func newWorld(t *testing.T, h http.Handler, change func(*Config), speaks ...func(*httptest.Server)) *world {
 	t.Helper()
+	return newDrainingWorld(t, 10*time.Second, h, change, speaks...)
+}
+
+// newDrainingWorld has another time for what is in flight when a route goes.
+func newDrainingWorld(t *testing.T, drain time.Duration, h http.Handler, change func(*Config), speaks ...func(*httptest.Server)) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "proxy") // short: it holds sockets
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +93,7 @@ func newWorld(t *testing.T, h http.Handler, change func(*Config), speaks ...func
 		t.Fatal(err)
 	}
 	w.proxy = New(Options{Broker: w.broker, Log: slog.New(slog.DiscardHandler), Dir: dir})
+	w.proxy.drain = drain
 	cfg := w.config()
 	if change != nil {
 		change(&cfg)
