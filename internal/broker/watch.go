@@ -181,6 +181,20 @@ func (b *Broker) newsOf(client string) <-chan struct{} {
 	return b.news.of(client)
 }
 
+// May says whether a process may still have what it got by r: nil, or the
+// *Error that is why not. It costs no I/O while the answer is yes.
+func (b *Broker) May(c *access.Caller, r Request) error {
+	_, _, err := b.decide(c, r)
+	return err
+}
+
+// Changed is closed when the answers of May can be others: the configuration is
+// another, or the quarantines are.
+func (b *Broker) Changed() <-chan struct{} { return b.news.of(all) }
+
+// all stands for no client: it is woken with all.
+const all = ""
+
 // news wakes whoever follows a client. The zero value is ready.
 type news struct {
 	mu sync.Mutex

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -19,34 +20,94 @@ import (
 // errGone is that the caller has exited.
 var errGone = errors.New("the process that opened the connection has exited")
 
+// silence is the API's time: it ends the call. Until the answer begins, it
+// stops while the caller is to send; from then on, while the caller is to take.
+type silence struct {
+	mu       sync.Mutex
+	timer    *time.Timer
+	timeout  time.Duration
+	answered bool // the answer has begun
+}
+
+// reading says whether the API waits for the caller's body.
+func (s *silence) reading(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.answered {
+		s.run(!now)
+	}
+}
+
+// answering says whether the answer has begun.
+func (s *silence) answering(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = now
+	s.run(!now)
+}
+
+// waiting says whether the caller waits for the next part of the answer.
+func (s *silence) waiting(now bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.run(now)
+}
+
+func (s *silence) run(on bool) {
+	if on {
+		s.timer.Reset(s.timeout)
+	} else {
+		s.timer.Stop()
+	}
+}
+
 // incoming is the body of a request on its way to the API. Each read has its
-// own time; the API's runs while nothing is read.
+// own time.
 type incoming struct {
 	io.ReadCloser
 	call    *call
-	control *http.ResponseController
 	until   time.Time   // when it has to be there; zero: while it moves
 	whole   atomic.Bool // the end was read
+	dropped atomic.Bool // nobody wants more of it
+}
+
+// errDropped is that the rest of a body is of no use.
+var errDropped = errors.New("nobody wants the rest of the body")
+
+// drop ends the read in progress, and all that would follow.
+func (b *incoming) drop() {
+	if !b.whole.Load() {
+		b.dropped.Store(true)
+		_ = b.call.control.SetReadDeadline(time.Now())
+	}
 }
 
 // Read implements io.Reader.
 func (b *incoming) Read(p []byte) (int, error) {
-	b.call.silent.Stop()
+	b.call.silent.reading(true)
+	defer b.call.silent.reading(false)
 	until := b.until
 	if until.IsZero() {
 		until = time.Now().Add(b.call.rt.timeout)
 	}
-	_ = b.control.SetReadDeadline(until)
+	_ = b.call.control.SetReadDeadline(until)
+	if b.dropped.Load() { // only now: drop sets the deadline after it has said so
+		b.drop()
+		return 0, errDropped
+	}
 	n, err := b.ReadCloser.Read(p)
+	if !b.call.caller.Alive() { // whoever has the connection now may have sent it
+		b.call.cancel(errGone)
+		n, err = 0, errGone
+	}
 	if err != nil {
-		// A deadline that stays would end the request while the answer is awaited.
-		_ = b.control.SetReadDeadline(time.Time{})
 		whole := errors.Is(err, io.EOF)
 		b.whole.Store(whole)
 		b.call.cut.Store(!whole)
-	}
-	if !b.call.answered.Load() {
-		b.call.silent.Reset(b.call.rt.timeout)
+		if whole || !b.dropped.Load() {
+			// A deadline that stays would end the request while the answer is awaited.
+			_ = b.call.control.SetReadDeadline(time.Time{})
+		}
 	}
 	return n, err
 }
@@ -71,9 +132,12 @@ type answer struct {
 
 // Read implements io.Reader.
 func (a *answer) Read(p []byte) (int, error) {
-	a.call.silent.Reset(a.call.rt.timeout)
+	a.call.silent.waiting(true)
 	n, err := a.ReadCloser.Read(p)
-	a.call.silent.Stop()
+	a.call.silent.waiting(false)
+	if ended := context.Cause(a.call.ctx); ended != nil {
+		n, err = 0, ended // an end that the API made because of ours is not its answer's
+	}
 	if err != nil {
 		if errors.Is(err, io.EOF) {
 			a.call.clean(a.resp.Trailer) // they are there now
@@ -84,24 +148,56 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Close implements io.Closer. HTTP/2 waits for a read of the request's body
+// that is in progress.
+func (a *answer) Close() error {
+	if a.call.unread() {
+		a.call.from.drop()
+	}
+	return a.ReadCloser.Close()
+}
+
 // patient is the way back to the caller: each write has its own time, and
 // somebody who holds the connection after the caller's exit gets no more.
 type patient struct {
 	http.ResponseWriter
-	call    *call
-	control *http.ResponseController
+	call *call
 }
 
 // Unwrap is for http.ResponseController.
 func (p *patient) Unwrap() http.ResponseWriter { return p.ResponseWriter }
 
+// WriteHeader implements http.ResponseWriter. An answer may have nothing else.
+func (p *patient) WriteHeader(status int) {
+	if p.more() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	p.ResponseWriter.WriteHeader(status)
+}
+
 // Write implements io.Writer.
 func (p *patient) Write(b []byte) (int, error) {
-	if !p.call.caller.Alive() {
-		return 0, errGone
+	if err := p.more(); err != nil {
+		return 0, err
 	}
-	_ = p.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
 	return p.ResponseWriter.Write(b)
+}
+
+// more says whether more of an answer may be written, and gives it its time.
+func (p *patient) more() error {
+	if err := p.ready(); err != nil || p.call.refusing {
+		return err
+	}
+	return context.Cause(p.call.ctx) // only now: stop sets the deadline after it has ended ctx
+}
+
+// ready says whether the caller is there, and gives the next write its time.
+func (p *patient) ready() error {
+	if !p.call.caller.Alive() {
+		return errGone
+	}
+	_ = p.call.control.SetWriteDeadline(time.Now().Add(p.call.rt.timeout))
+	return nil
 }
 
 // information is what the API says of a refusal in moreInformation (API

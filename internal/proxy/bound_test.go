@@ -5,9 +5,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
+	"weak"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
@@ -62,9 +64,27 @@ func TestBoundTokens(t *testing.T) {
 			if resp, body := w.do(http.MethodGet, "/", ""); resp.StatusCode != http.StatusOK {
 				t.Errorf("bundle %d: %s %s", i+1, resp.Status, body)
 			}
+			w.proxy.doors[w.socket].route.Load().retire() // each call makes a connection of its own
 		}
 	}
 	if issuer.Stats().APICalls != 4 {
 		t.Errorf("the API has let %d calls in", issuer.Stats().APICalls)
+	}
+}
+
+// A route outlives the bundle of its first call: it holds nothing of it.
+func TestBoundKeepsNoGrant(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(ok), nil)
+	rt := w.proxy.doors[w.socket].route.Load()
+	first := func() weak.Pointer[broker.Grant] {
+		g := &broker.Grant{Token: oidc.Token{Bound: "x5t"}}
+		if _, err := rt.via(g); err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(g)
+	}()
+	runtime.GC()
+	if first.Value() != nil {
+		t.Error("the first grant is still held")
 	}
 }

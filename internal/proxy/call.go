@@ -31,26 +31,32 @@ const maxReplay = 16 << 10
 
 // call is one request on its way.
 type call struct {
-	rt     *route
-	caller *access.Caller
-	grant  *broker.Grant
-	to     *url.URL
-	given  []header // what the broker adds
+	door    *door
+	rt      *route
+	in      *http.Request // for its method and target
+	caller  *access.Caller
+	control *http.ResponseController
 
-	// ctx ends when the caller is gone, or the API is silent too long. It is the
-	// caller's own: httputil's would pass interim answers on.
+	grant *broker.Grant
+	to    *url.URL
+	given []header // what the broker adds
+
+	// ctx ends when the caller is gone, or may have no answer any more, or the API
+	// is silent too long. It is the caller's own: httputil's would pass interim
+	// answers on.
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	silent *time.Timer
-
-	answered atomic.Bool // the API's answer has begun
-	cut      atomic.Bool // the caller's body broke off
+	silent silence
+	cut    atomic.Bool // the caller's body broke off
 
 	from   *incoming // the caller's body; nil: none
 	again  bool      // the request can be repeated
 	body   []byte    // of a request that can; nil: none
 	code   string    // for the metrics
 	failed string    // why the API gave no answer, for the status
+
+	refusing bool      // the answer is the broker's own
+	outdated time.Time // when the flight saw that its route has changed
 }
 
 type header struct{ name, value string }
@@ -98,7 +104,11 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 	if err := x.headers(); err != nil {
 		return nil, err
 	}
-	out := req.Clone(x.ctx)
+	ctx := x.ctx
+	if x.grant.Token.Bound != "" {
+		ctx = context.WithValue(ctx, grantKey{}, x.grant)
+	}
+	out := req.Clone(ctx)
 	x.strip(out.Header)
 	for _, h := range x.given {
 		out.Header.Set(h.name, h.value)
@@ -107,11 +117,9 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(x.body)), nil }
 		out.Body, _ = out.GetBody()
 	}
-	x.answered.Store(false)
-	x.silent.Reset(x.rt.timeout)
+	x.silent.answering(false)
 	resp, err := via.RoundTrip(out)
-	x.answered.Store(true)
-	x.silent.Stop()
+	x.silent.answering(true)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +173,9 @@ func (x *call) ours(name string) bool {
 // (httputil.ReverseProxy.ModifyResponse).
 func clean(resp *http.Response) error {
 	x := callOf(resp.Request.Context())
+	if e := x.stopped(); e != nil {
+		return e
+	}
 	x.code = string(rune('0'+resp.StatusCode/100)) + "xx"
 	x.clean(resp.Header)
 	if x.unread() {
@@ -215,7 +226,7 @@ func (x *call) renew(status int, said string) bool {
 	if _, err := b.Reject(x.ctx, x.caller, broker.Rejection{Client: x.rt.Client, Fingerprint: used, Status: status, MoreInformation: said}); err != nil || !x.again {
 		return false
 	}
-	g, err := b.Token(x.ctx, x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
+	g, err := b.Token(x.ctx, x.caller, x.request())
 	if err != nil || g.Token.Fingerprint == used {
 		return false
 	}
@@ -226,13 +237,13 @@ func (x *call) renew(status int, said string) bool {
 // failed answers when the API has not (httputil.ReverseProxy.ErrorHandler).
 func failed(w http.ResponseWriter, req *http.Request, err error) {
 	x := callOf(req.Context())
-	var e *broker.Error
+	e := x.stopped()
 	switch {
-	case errors.As(err, &e):
-	case x.cut.Load():
-		e = bodyLate()
+	case e != nil, errors.As(err, &e):
 	case errors.Is(context.Cause(x.ctx), errSilent):
 		e = &broker.Error{Code: client.APITimeout, Detail: "the API has not begun to answer within " + x.rt.timeout.String() + ": it may have done what was asked; timeout of the route can be longer"}
+	case x.cut.Load(): // a deadline that passes ends ctx too
+		e = bodyLate()
 	case x.ctx.Err() != nil: // the caller has gone
 		panic(http.ErrAbortHandler)
 	default:

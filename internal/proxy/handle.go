@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"credentialbroker/api/client"
-	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/gate"
 	"credentialbroker/oidc"
@@ -32,9 +31,19 @@ const lastRead = time.Second
 
 // ServeHTTP serves the route of the door as it is now.
 func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &call{rt: d.route.Load()}
+	conn := gate.From(r.Context())
+	x := &call{door: d, in: r, caller: conn.Caller(), control: http.NewResponseController(w)}
+	x.ctx, x.cancel = context.WithCancelCause(r.Context())
+	flight := &d.route.Load().server.flight
+	flight.begin(x)
 	start := time.Now()
+	x.code = "aborted"
 	defer func() {
+		x.cancel(nil)
+		flight.end(x)
+		if e := x.stopped(); e != nil {
+			x.code = string(e.Code)
+		}
 		x.rt.counts.done(x.code, time.Since(start))
 		x.rt.note(x.failed)
 		v := recover()
@@ -46,16 +55,13 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		panic(http.ErrAbortHandler)
 	}()
-	x.code = "aborted"
-	conn := gate.From(r.Context())
-	x.caller = conn.Caller()
+	p := &patient{w, x}
 	if err := x.prepare(conn, r); err != nil {
-		conn.MustLive()
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lastRead))
-		x.refuse(w, err)
+		_ = x.control.SetReadDeadline(time.Now().Add(lastRead))
+		x.refuse(p, err)
 		return
 	}
-	x.pass(w, r)
+	x.pass(p, r)
 }
 
 // prepare decides, and gets what the call needs.
@@ -69,7 +75,7 @@ func (x *call) prepare(conn *gate.Conn, r *http.Request) (err error) {
 	if x.to, err = x.rt.target(r); err != nil {
 		return err
 	}
-	x.grant, err = x.rt.server.o.Broker.Token(r.Context(), x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
+	x.grant, err = x.rt.server.o.Broker.Token(x.ctx, x.caller, x.request())
 	return err
 }
 
@@ -89,31 +95,33 @@ func direct(r *http.Request) error {
 }
 
 // pass sends the request on and the answer back.
-func (x *call) pass(w http.ResponseWriter, r *http.Request) {
-	x.ctx, x.cancel = context.WithCancelCause(r.Context())
-	defer x.cancel(nil)
-	x.silent = time.AfterFunc(x.rt.timeout, func() { x.cancel(errSilent) })
-	defer x.silent.Stop()
-	control := http.NewResponseController(w)
+func (x *call) pass(p *patient, r *http.Request) {
+	x.silent.timeout = x.rt.timeout
+	x.silent.timer = time.AfterFunc(x.rt.timeout, func() { x.cancel(errSilent) })
+	defer x.silent.answering(true)
 	x.again = idempotent(r.Method) && r.ContentLength >= 0 && r.ContentLength <= maxReplay
 	if r.ContentLength != 0 {
-		x.from = &incoming{ReadCloser: r.Body, call: x, control: control}
+		x.from = &incoming{ReadCloser: r.Body, call: x}
+		defer context.AfterFunc(x.ctx, x.from.drop)()
 		defer func() {
 			if x.unread() {
-				_ = control.SetReadDeadline(time.Now().Add(lastRead))
+				_ = x.control.SetReadDeadline(time.Now().Add(lastRead))
 			}
 		}()
 		r.Body = x.from
 		if x.again {
 			var err error
 			if x.body, err = x.from.keep(r.ContentLength); err != nil {
-				x.refuse(w, bodyLate())
+				x.refuse(p, bodyLate())
 				return
 			}
 			r.Body = io.NopCloser(strings.NewReader("")) // send puts the kept one in
 		}
 	}
-	x.rt.proxy.ServeHTTP(&patient{w, x, control}, r.WithContext(context.WithValue(r.Context(), callKey{}, x)))
+	x.rt.proxy.ServeHTTP(p, r.WithContext(context.WithValue(r.Context(), callKey{}, x)))
+	if p.ready() != nil { // net/http writes the end, and what trails it
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func bodyLate() *broker.Error { return invalid("the body did not come whole, or not in time") }
@@ -136,6 +144,9 @@ func idempotent(method string) bool {
 
 // refuse answers with an error document.
 func (x *call) refuse(w http.ResponseWriter, err error) {
+	if e := x.stopped(); e != nil {
+		err = e
+	}
 	p := broker.Problem(err)
 	if p.Code == client.Internal && !errors.Is(err, context.Canceled) {
 		x.rt.server.o.Log.Error("a request failed", "client", x.rt.Client, "route", x.rt.Name, "error", err)
@@ -158,6 +169,7 @@ func (x *call) refuse(w http.ResponseWriter, err error) {
 	h.Set(errorHeader, string(p.Code))
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Cache-Control", "no-store")
+	x.refusing = true
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(append(body, '\n'))
 }

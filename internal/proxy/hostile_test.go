@@ -108,6 +108,23 @@ func TestLies(t *testing.T) {
 	}
 }
 
+// An API that switches protocols unasked does not keep its connection: nobody
+// else would close it.
+func TestSwitchEnds(t *testing.T) {
+	for _, header := range []string{"Upgrade: x\r\n", ""} {
+		ended := make(chan struct{})
+		upstream := liar(t, func(c net.Conn) {
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"+header+"\r\n")
+			_, _ = io.Copy(io.Discard, c)
+			close(ended)
+		})
+		w := newWorld(t, http.HandlerFunc(ok), func(c *Config) { c.Upstream = upstream })
+		resp, body := w.do("GET", "/", "")
+		wantRefused(t, resp, body, client.APIUnavailable)
+		soon(t, "the end of the API's connection", ended)
+	}
+}
+
 // What comes after the end of an answer is nobody's answer.
 func TestTooMuch(t *testing.T) {
 	upstream := liar(t, func(c net.Conn) {
@@ -220,12 +237,82 @@ func TestEarlyAnswer(t *testing.T) {
 	}
 }
 
+// It is so while the caller pauses, however long.
+func TestEarlyAnswerInPause(t *testing.T) {
+	for name, speaks := range protocols {
+		began := make(chan struct{})
+		w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.ReadFull(r.Body, make([]byte, 100)) // the proxy reads on
+			close(began)
+			w.Header().Set("Connection", "close")
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+			_, _ = io.WriteString(w, "too large")
+		}), func(c *Config) { c.Timeout = clockDuration(5 * time.Minute) }, speaks...)
+		c, err := net.Dial("unix", w.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"+strings.Repeat("x", 100)); err != nil {
+			t.Fatal(err)
+		}
+		<-began
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if answer, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 413 ") {
+			t.Errorf("%s: %q, %v", name, answer, err)
+		}
+		_ = c.Close()
+	}
+}
+
+// An API that begins its answer early and falls silent has its time, whatever
+// the caller still sends.
+func TestSilenceInUpload(t *testing.T) {
+	for name, speaks := range protocols {
+		w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			c := http.NewResponseController(w)
+			_ = c.EnableFullDuplex()
+			fmt.Fprintln(w, "first")
+			_ = c.Flush()
+			_, _ = io.Copy(io.Discard, r.Body)
+		}), func(c *Config) { c.Timeout = clockDuration(short) }, speaks...)
+		in, out := io.Pipe()
+		go func() {
+			tick := time.NewTicker(short / 6)
+			defer tick.Stop()
+			for range 60 {
+				if _, err := io.WriteString(out, "more"); err != nil {
+					return
+				}
+				<-tick.C
+			}
+			_ = out.Close()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://localhost/", in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answer, err := io.ReadAll(resp.Body); err == nil || string(answer) != "first\n" {
+			t.Errorf("%s: %q, %v", name, answer, err)
+		}
+		_ = resp.Body.Close()
+		_ = in.Close()
+	}
+}
+
 // childTask is what a copy of the test binary does instead of tests.
 const childTask = "PROXY_TEST_CHILD"
 
 func TestMain(m *testing.M) {
-	if socket := os.Getenv(childTask); socket != "" {
-		os.Exit(leaveHeir(socket))
+	task := os.Getenv(childTask)
+	if socket, ok := strings.CutPrefix(task, "lend "); ok {
+		os.Exit(lend(socket))
+	}
+	if task != "" {
+		os.Exit(leaveHeir(task))
 	}
 	os.Exit(m.Run())
 }
@@ -255,11 +342,11 @@ func leaveHeir(socket string) int {
 // Who inherits a connection gets nothing more once its opener has exited.
 func TestHeirGetsNothing(t *testing.T) {
 	exited := make(chan struct{})
-	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "first")
 		_ = http.NewResponseController(w).Flush()
 		<-exited
-		for r.Context().Err() == nil {
+		for range 1000 { // the first ones may only show the proxy that nobody takes them
 			if _, err := fmt.Fprintln(w, "second"); err != nil {
 				return
 			}

@@ -28,7 +28,8 @@ import (
 //   - routes change as a whole or not at all: Prepare does all that can fail,
 //     Commit and Discard cannot;
 //   - a socket that stays configured stays open: its route is exchanged below
-//     it, and what is in flight ends on the old one;
+//     it, and what is in flight ends on the old one, but soon if the new one would
+//     not take it;
 //   - each socket has a pool of its own, so that one that goes waits for its own
 //     connections alone.
 
@@ -107,6 +108,8 @@ type Server struct {
 	o       Options
 	metrics *metrics
 	buffers buffers
+	flight  flight
+	drain   time.Duration // how long what is in flight may take when its route goes
 
 	mu    sync.Mutex
 	doors map[string]*door // by route's socket
@@ -128,7 +131,7 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Server{o: o, metrics: newMetrics(), doors: map[string]*door{}, news: make(chan struct{}, 1)}
+	return &Server{o: o, metrics: newMetrics(), doors: map[string]*door{}, news: make(chan struct{}, 1), drain: 10 * time.Second, flight: flight{calls: map[*call]struct{}{}}}
 }
 
 // A Change is a set of routes that could serve.
@@ -248,9 +251,12 @@ func (s *Server) Run(ctx context.Context) error {
 				}
 			})
 		}
+		changed, later := s.review()
 		select {
 		case <-ctx.Done():
 		case <-s.news:
+		case <-changed:
+		case <-later:
 		}
 	}
 	serving.Wait()
@@ -267,7 +273,7 @@ func (s *Server) serve(ctx context.Context, d *door) error {
 	defer context.AfterFunc(d.gone, stop)()
 	times := gate.NewTimes()
 	times.Write = 0 // an answer may take as long as it likes, while it moves
-	times.Drain = 10 * time.Second
+	times.Drain = s.drain
 	return gate.Serve(ctx, func() {}, gate.Server{Listener: d.listener, Pool: d.pool, Handler: d, Times: times})
 }
 

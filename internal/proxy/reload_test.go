@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -97,6 +99,23 @@ func TestReload(t *testing.T) {
 	w.route()
 	if _, err := app.Get("http://localhost/"); err == nil {
 		t.Error("no route is configured, and one answers")
+	}
+}
+
+// A route that goes leaves no connection to its API.
+func TestReloadCloses(t *testing.T) {
+	closed := make(chan struct{}, 1)
+	w := newWorld(t, http.HandlerFunc(ok), nil, func(s *httptest.Server) {
+		s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				closed <- struct{}{}
+			}
+		}
+	})
+	for _, next := range [][]Config{{w.config()}, nil} { // exchanged, removed
+		w.do("GET", "/", "")
+		w.route(next...)
+		soon(t, "the end of the old route's connection", closed)
 	}
 }
 

@@ -80,6 +80,9 @@ func transport(c outbound.Config) (*http.Transport, error) {
 	return t, nil
 }
 
+// grantKey finds the grant in the context of a request whose token is bound.
+type grantKey struct{}
+
 // via is the transport for a grant. A token that is bound to a certificate is
 // worth nothing without it.
 func (rt *route) via(g *broker.Grant) (*http.Transport, error) {
@@ -95,10 +98,11 @@ func (rt *route) via(g *broker.Grant) (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The key is read for each handshake, and kept by nobody.
-	t.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	// The key is read for each handshake, from the grant of the call that makes
+	// it, and kept by nobody.
+	t.TLSClientConfig.GetClientCertificate = func(i *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		rt.server.o.Broker.SecretUsed()
-		return g.Certificate()
+		return i.Context().Value(grantKey{}).(*broker.Grant).Certificate()
 	}
 	if rt.bound.transport != nil {
 		rt.bound.transport.CloseIdleConnections()

@@ -65,6 +65,12 @@ func (c *laterClock) Now() clock.Reading {
 // newWorld serves h as the API; change may alter the route, speaks the API.
 func newWorld(t *testing.T, h http.Handler, change func(*Config), speaks ...func(*httptest.Server)) *world {
 	t.Helper()
+	return newDrainingWorld(t, 10*time.Second, h, change, speaks...)
+}
+
+// newDrainingWorld has another time for what is in flight when a route goes.
+func newDrainingWorld(t *testing.T, drain time.Duration, h http.Handler, change func(*Config), speaks ...func(*httptest.Server)) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "proxy") // short: it holds sockets
 	if err != nil {
 		t.Fatal(err)
@@ -87,6 +93,7 @@ func newWorld(t *testing.T, h http.Handler, change func(*Config), speaks ...func
 		t.Fatal(err)
 	}
 	w.proxy = New(Options{Broker: w.broker, Log: slog.New(slog.DiscardHandler), Dir: dir})
+	w.proxy.drain = drain
 	cfg := w.config()
 	if change != nil {
 		change(&cfg)
@@ -126,6 +133,9 @@ func (w *world) startAPI(h http.Handler, speaks ...func(*httptest.Server)) *http
 }
 
 func http2(s *httptest.Server) { s.EnableHTTP2 = true }
+
+// protocols are what an API may speak.
+var protocols = map[string][]func(*httptest.Server){"HTTP/1.1": nil, "HTTP/2": {http2}}
 
 func (w *world) config() Config {
 	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", Config: outbound.Config{CAFile: w.ca}}
