@@ -125,6 +125,7 @@ func TestUncleanRequests(t *testing.T) {
 	for _, target := range []string{
 		"/a/../b", "/a/..", "/a/./b", "/a//b", "//a", "/a/%2e%2e/b", "/a/%2E./b", "/a/..%2fb", "/a/%2f", "/a/%5c..", `/a/..\b`,
 		"/a/%252e%252e/b", "/a/%25252e%25252e/b", "/a/%252f", "/a/..;x=1/b", "/a/%2e%2e;/b", "/a/;x", "/a/%00", "/a/%0d%0a", "/a/%c0%ae%c0%ae/b", "/a/.%20/b", "/a/x#y",
+		"/a/%252e%252e%252fb%253f%25", "/a/%252e%252e%253f%25", "/a/%252e%252e;%25/b", "/a/%25u002e%25u002e/b", "/a/%25%25u002e", "/a/..%3f/b", "/a/..%23", "/a/%3f", "/a/%25%32e",
 		"http://api.example/a", "https://127.0.0.1/a", "*",
 	} {
 		answer := w.raw("GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -157,7 +158,7 @@ func TestUncleanRequests(t *testing.T) {
 
 func TestCleanPath(t *testing.T) {
 	for path, want := range map[string]string{"/": "/", "/a/b": "/a/b", "/a/": "/a/", "/a%20b": "/a b", "/100%25": "/100%", "/caf%C3%A9": "/café", "/a;v=1/b": "/a;v=1/b",
-		"/a.b..c": "/a.b..c", "/...": "/...", "/a%3Fb": "/a?b"} {
+		"/a.b..c": "/a.b..c", "/...": "/...", "/a%3Fb": "/a?b", "/5%25-10%25%25x%25": "/5%-10%%x%"} {
 		if got, ok := cleanPath(path); got != want || !ok {
 			t.Errorf("%s: %q, %v", path, got, ok)
 		}

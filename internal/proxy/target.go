@@ -16,8 +16,8 @@ import (
 // Rules of this file:
 //   - a path is taken as it is or refused, and never mended: what servers make
 //     of a path that is not clean differs;
-//   - it is compared as every server between here and the API may decode it,
-//     which some do twice.
+//   - it is compared as every server between here and the API may decode it:
+//     some do so twice, and what they could then find is refused.
 
 // parseUpstream reads a base URL.
 func parseUpstream(text string) (*url.URL, error) {
@@ -58,32 +58,39 @@ func cleanPath(escaped string) (path string, ok bool) {
 	return "/" + strings.Join(segments, "/"), true
 }
 
-// cleanSegment decodes a segment once, after looking at it decoded as often as
-// that changes it.
+// cleanSegment decodes a segment. One in which decoding it again would find
+// something is refused whole: the rest of it may be what no decoder takes.
 func cleanSegment(escaped string) (string, bool) {
 	once, err := url.PathUnescape(escaped)
-	if err != nil || !plainSegment(once) {
+	if err != nil || !plainSegment(once) || encoded(once) {
 		return "", false
 	}
-	const rounds = 4
-	text := once
-	for range rounds {
-		next, err := url.PathUnescape(text)
-		if err != nil || next == text {
-			return once, true
+	return once, true
+}
+
+// encoded says whether s has an octet in it that is percent-encoded (RFC 3986
+// §2.1), or a character as %u has it (IIS).
+func encoded(s string) bool {
+	for _, after := range strings.Split(s, "%")[1:] {
+		if len(after) >= 1 && after[0]|0x20 == 'u' || len(after) >= 2 && isHex(after[0]) && isHex(after[1]) {
+			return true
 		}
-		if !plainSegment(next) {
-			return "", false
-		}
-		text = next
 	}
-	return "", false
+	return false
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
 
 // plainSegment says whether s is a name, and no way to another place. What
-// follows ; is a parameter for some servers, and is cut off before they look.
+// follows ; is a parameter for some servers, what follows ? or # the end of the
+// path for one that decodes first, and is cut off before they look.
 func plainSegment(s string) bool {
-	name, _, _ := strings.Cut(s, ";")
+	name := s
+	if end := strings.IndexAny(s, ";?#"); end >= 0 {
+		name = s[:end]
+	}
 	return strings.TrimSpace(name) != "." && strings.TrimSpace(name) != ".." && (name != "" || s == "") &&
 		!strings.ContainsAny(s, `/\`) && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
@@ -111,7 +118,7 @@ func (rt *route) target(r *http.Request) (*url.URL, error) {
 	raw, query, asked := strings.Cut(r.RequestURI, "?")
 	path, ok := cleanPath(raw)
 	if !ok || strings.Contains(r.RequestURI, "#") {
-		return nil, invalid("the path has an empty, . or .. segment, an encoded slash, or what could become one: write it as it is meant")
+		return nil, invalid("the path has an empty, . or .. segment, an encoded slash, or something encoded twice: write it as it is meant")
 	}
 	if !within(rt.prefixes, path) {
 		return nil, &broker.Error{Code: client.NotAllowed, Detail: "the route " + rt.Name + " takes " + strings.Join(rt.prefixes, ", ") + " and what is below; an administrator may add to its paths"}
