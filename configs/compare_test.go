@@ -95,6 +95,7 @@ func TestDiffOfRoutes(t *testing.T) {
 		wider  bool
 	}{
 		{func(r *proxy.Config) { r.Upstream = "https://b.example" }, true},
+		{func(r *proxy.Config) { r.UpstreamUser = "tomcat" }, true},
 		{func(r *proxy.Config) { r.Paths = nil }, true},
 		{func(r *proxy.Config) { r.Paths = []string{"/v3"} }, true},
 		{func(r *proxy.Config) { r.Paths = []string{"/v1"} }, false},

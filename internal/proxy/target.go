@@ -2,8 +2,8 @@ package proxy
 
 import (
 	"errors"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"unicode"
@@ -25,8 +25,8 @@ func parseUpstream(text string) (*url.URL, error) {
 	if err != nil || u.Hostname() == "" || u.Opaque != "" || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, errors.New("not a URL such as https://host/base")
 	}
-	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, errors.New("http would show the token to the network: https, or http on loopback")
+	if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && (err != nil || !ip.IsLoopback() || ip.Is4In6() || ip.Zone() != "") {
+		return nil, errors.New("http would show the token to the network: https, or http on 127.0.0.1 or [::1]")
 	}
 	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return nil, errors.New("a base URL has no user, query or fragment")

@@ -128,7 +128,7 @@ func (w *world) startAPI(h http.Handler, speaks ...func(*httptest.Server)) *http
 func http2(s *httptest.Server) { s.EnableHTTP2 = true }
 
 func (w *world) config() Config {
-	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", Config: outbound.Config{CAFile: w.ca}}
+	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", UpstreamUser: strconv.Itoa(os.Getuid()), Config: outbound.Config{CAFile: w.ca}}
 }
 
 // route configures these routes.
