@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -40,6 +41,9 @@ type Config struct {
 	// Socket is the absolute path of the Unix socket. Missing: proxy/NAME.sock
 	// beside the consumer socket.
 	Socket string `yaml:"socket"`
+	// Loopback is a TCP port of this machine, beside the socket. It is weaker.
+	// Missing: there is none.
+	Loopback *gate.Port `yaml:"loopback"`
 	// Upstream is the base URL of the API: https, or http on 127.0.0.1 or [::1]
 	// with upstream_user. A request for /x goes to Upstream/x.
 	Upstream string `yaml:"upstream" check:"required" hint:"as in upstream: https://api.example.org/base"`
@@ -275,10 +279,38 @@ func (s *Server) serve(ctx context.Context, d *door) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(d.gone, stop)()
-	times := gate.NewTimes()
-	times.Write = 0 // an answer may take as long as it likes, while it moves
-	times.Drain = 10 * time.Second
-	return gate.Serve(ctx, func() {}, gate.Server{Listener: d.listener, Pool: d.pool, Handler: d, Times: times})
+	return gate.Serve(ctx, func() {}, gate.Server{Listener: d.listener, Pool: d.pool, Handler: d, Times: times()})
+}
+
+func times() gate.Times {
+	t := gate.NewTimes()
+	t.Write = 0 // an answer may take as long as it likes, while it moves
+	t.Drain = 10 * time.Second
+	return t
+}
+
+// ServeLoopback serves the route of that name on l until ctx ends. Its caps are
+// its own.
+func (s *Server) ServeLoopback(ctx context.Context, l *gate.Loopback, name string) error {
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		d := s.named(name)
+		if d == nil { // it was configured away meanwhile
+			panic(http.ErrAbortHandler)
+		}
+		d.ServeHTTP(w, r)
+	}
+	return gate.Serve(ctx, func() {}, gate.Server{Listener: l, Pool: gate.New(s.o.Limits.Loopback(), s.o.Log), Handler: http.HandlerFunc(serve), Times: times()})
+}
+
+func (s *Server) named(name string) *door {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.doors {
+		if d.route.Load().Name == name {
+			return d
+		}
+	}
+	return nil
 }
 
 // Status is what one route does.
