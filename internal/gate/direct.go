@@ -47,10 +47,10 @@ func (c *Conn) Direct(r *http.Request) error {
 func fromElsewhere(header string) bool {
 	switch header {
 	case "Origin", "Referer", "Cookie", "Upgrade-Insecure-Requests", // browsers
-		"Via", "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip", "Proxy-Connection", "Proxy-Authorization", "Max-Forwards": // proxies
+		"Via", "Forwarded", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "True-Client-Ip", "X-Cluster-Client-Ip", "X-Envoy-External-Address", "Proxy-Connection", "Proxy-Authorization", "Max-Forwards": // proxies
 		return true
 	}
-	for _, prefix := range []string{"Sec-Fetch-", "Sec-Ch-", "Access-Control-", "X-Forwarded"} {
+	for _, prefix := range []string{"Sec-Fetch-", "Sec-Ch-", "Access-Control-", "X-Forwarded", "X-Original-", "Cf-"} {
 		if strings.HasPrefix(header, prefix) {
 			return true
 		}
