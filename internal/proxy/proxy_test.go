@@ -289,6 +289,26 @@ func TestRateLimits(t *testing.T) {
 	}
 }
 
+// A header of the configuration's text alone is no credential: an answer may
+// have one of that name, or those words in it.
+func TestPlainHeaders(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		for name, value := range map[string]string{"Content-Type": r.Header.Get("Accept"), "X-Region": "flanders", "Link": "<" + r.Header.Get("X-Region") + ">", "Authorization": "x", "X-Ibm-Client-Id": "x"} {
+			out.Header().Set(name, value)
+		}
+	}), nil)
+	c := w.client(w.store, access.Entry{User: strconv.Itoa(os.Getuid())})
+	c.Headers = append(c.Headers, broker.Header{Name: "accept", Value: "application/json"}, broker.Header{Name: "X-Region", Value: "in flanders"})
+	if err := w.broker.Apply([]broker.Client{c}); err != nil {
+		t.Fatal(err)
+	}
+	resp, _ := w.do("GET", "/", "", "Accept", "text/html", "x_region", "elsewhere")
+	got := resp.Header
+	if got.Get("Content-Type") != "application/json" || got.Get("X-Region") != "flanders" || got.Get("Link") != "<in flanders>" || got.Get("Authorization")+got.Get("X-Ibm-Client-Id") != "" {
+		t.Errorf("%v", got)
+	}
+}
+
 // Nothing that comes back shows what was sent.
 func TestAnswersShowNoCredential(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
