@@ -70,7 +70,7 @@ func (x *call) prepare(conn *gate.Conn, r *http.Request) (err error) {
 		return err
 	}
 	if x.to, err = x.rt.target(r); err != nil {
-		return err
+		return x.outside(err)
 	}
 	x.grant, err = x.rt.server.o.Broker.Token(r.Context(), x.caller, broker.Request{Client: x.rt.Client, Surface: access.Proxy})
 	return err

@@ -119,6 +119,35 @@ func TestAllowEntriesDecide(t *testing.T) {
 	}
 }
 
+// A path outside of those of the route is a denial on record; who may not use
+// the client learns of no path.
+func TestPathsAreDecidedLast(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(ok), func(c *Config) { c.Paths = []string{"/public"} })
+	resp, body := w.do("GET", "/secret", "")
+	if wantRefused(t, resp, body, client.NotAllowed); !strings.Contains(body, "takes /public") {
+		t.Error(body)
+	}
+	if err := w.broker.Apply([]broker.Client{w.client(w.store, access.Entry{User: "54321"})}); err != nil {
+		t.Fatal(err)
+	}
+	resp, body = w.do("GET", "/secret", "")
+	if wantRefused(t, resp, body, client.NotAllowed); strings.Contains(body, "/public") || strings.Contains(body, "route") {
+		t.Error(body)
+	}
+	if err := w.stop(); err != nil {
+		t.Error(err)
+	}
+	log := w.logged()
+	for _, code := range []string{`"code":"path"`, `"code":"identity"`} {
+		if strings.Count(log, code) != 1 {
+			t.Errorf("%s: the record:\n%s", code, log)
+		}
+	}
+	if strings.Contains(log, "token.handover") {
+		t.Errorf("a hand-over is on record:\n%s", log)
+	}
+}
+
 func TestUncleanRequests(t *testing.T) {
 	called := false
 	w := newWorld(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }), func(c *Config) { c.Paths = []string{"/a"} })

@@ -127,6 +127,16 @@ func (rt *route) target(r *http.Request) (*url.URL, error) {
 		RawQuery: query, ForceQuery: asked && query == ""}, nil
 }
 
+// outside is the answer to a request that target refuses: whoever may not use
+// the client learns nothing of its routes.
+func (x *call) outside(err error) error {
+	var e *broker.Error
+	if errors.As(err, &e) && e.Code == client.NotAllowed {
+		return x.rt.server.o.Broker.DeniedPath(x.caller, x.rt.Client, e.Detail)
+	}
+	return err
+}
+
 func invalid(detail string) *broker.Error {
 	return &broker.Error{Code: client.InvalidRequest, Detail: detail}
 }
