@@ -354,17 +354,6 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 	return b.replace(ctx, e, fingerprint)
 }
 
-// DeniedPath is why c may not call a path outside of those of a route: it may
-// not use the client at all, or else the detail, which is recorded as a denial.
-func (b *Broker) DeniedPath(c *access.Caller, name, detail string) error {
-	r := Request{Client: name, Surface: access.Proxy}
-	if _, _, err := b.decide(c, r); err != nil {
-		return err
-	}
-	b.denials.count(b, c, r, "path")
-	return &Error{Code: client.NotAllowed, Detail: detail}
-}
-
 // aboutToken says whether an API's status can mean that the token is bad: 401
 // (RFC 6750 §3.1), and the 403 of the ZGW components.
 func (c *cachedClient) aboutToken(status int) bool {

@@ -119,7 +119,7 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Request = req
-	x.rt.server.metrics.limits(&x.rt.Route, resp.Header)
+	x.rt.server.metrics.take(&x.rt.Route, resp.Header)
 	if resp.StatusCode == http.StatusSwitchingProtocols { // nobody asked for it
 		_ = resp.Body.Close()
 		return nil, errors.New("it switches protocols unasked")

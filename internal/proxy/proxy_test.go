@@ -304,17 +304,65 @@ func TestRateLimits(t *testing.T) {
 	m.keep(map[string]*route{"s": {Route: *r}})
 	for _, text := range []string{"7", "name=default,92;", "name=a,1; name=b,2;", "name=a,3", "nonsense", "name=,1", "name=x{},1", "name=neg,-1", "name=" + strings.Repeat("l", 99) + ",1",
 		"name=3,1;name=4,1;name=5,1;name=6,1;name=7,1;name=8,1;name=9,1"} {
-		m.limits(r, http.Header{"X-Ratelimit-Remaining": {text}})
+		m.take(r, http.Header{"X-Ratelimit-Remaining": {text}})
 	}
-	if n := testutil.CollectAndCount(m.remaining); n != 8 {
+	if n := testutil.CollectAndCount(m.limits["Remaining"]); n != 8 {
 		t.Errorf("%d limits are kept", n)
 	}
-	if v := testutil.ToFloat64(m.remaining.With(prometheus.Labels{"client": "c", "route": "r", "limit": "a"})); v != 3 {
+	if v := testutil.ToFloat64(m.limits["Remaining"].With(prometheus.Labels{"client": "c", "route": "r", "limit": "a"})); v != 3 {
 		t.Errorf("a is %v", v)
 	}
 	m.keep(nil)
-	if n := testutil.CollectAndCount(m.remaining); n != 0 {
-		t.Errorf("%d limits of a route that is gone", n)
+	for what, gauge := range m.limits {
+		if n := testutil.CollectAndCount(gauge); n != 0 {
+			t.Errorf("%d limits of a route that is gone: %s", n, what)
+		}
+	}
+}
+
+// The forms in which APIs write their limits.
+func TestRateLimitHeaders(t *testing.T) {
+	for _, c := range []struct {
+		header, text, what, limit string
+		want                      float64
+	}{
+		{"X-RateLimit-Limit", "name=burst,100;", "Limit", "burst", 100},
+		{"X-RateLimit-Limit", "60", "Limit", "default", 60},
+		{"X-RateLimit-Reset", "1795280000", "Reset", "default", 1795280000},
+		{"RateLimit-Limit", "100, 100;w=60", "Limit", "default", 100},
+		{"RateLimit-Remaining", "50", "Remaining", "default", 50},
+		{"X-RateLimit-Remaining-Minute", "5", "Remaining", "minute", 5},
+		{"X-RateLimit-Resource", "core", "Resource", "", 0},
+		{"RateLimit", `"default";r=50;t=30`, "Remaining", "", 0},
+	} {
+		m := newMetrics()
+		r := &Route{Client: "c", Config: Config{Name: "r"}}
+		m.keep(map[string]*route{"s": {Route: *r}})
+		h := http.Header{}
+		h.Set(c.header, c.text)
+		m.take(r, h)
+		n := 0
+		for _, gauge := range m.limits {
+			n += testutil.CollectAndCount(gauge)
+		}
+		if c.limit == "" {
+			if n != 0 {
+				t.Errorf("%s: %s gave %d series", c.header, c.text, n)
+			}
+			continue
+		}
+		if v := testutil.ToFloat64(m.limits[c.what].WithLabelValues("c", "r", c.limit)); v != c.want || n != 1 {
+			t.Errorf("%s: %s is %v in %d series", c.header, c.text, v, n)
+		}
+	}
+	// Seconds from now become a time.
+	m := newMetrics()
+	r := &Route{Client: "c", Config: Config{Name: "r"}}
+	m.keep(map[string]*route{"s": {Route: *r}})
+	before := time.Now().Unix()
+	m.take(r, http.Header{"Ratelimit-Reset": {"30"}})
+	if v := testutil.ToFloat64(m.limits["Reset"].WithLabelValues("c", "r", "default")); v < float64(before+30) || v > float64(time.Now().Unix()+30) {
+		t.Errorf("it begins anew at %v", v)
 	}
 }
 
