@@ -209,6 +209,14 @@ func TestRouteOnLoopback(t *testing.T) {
 	if code, own := call(free, "/a/../b"); code != 400 || own != "invalid_request" {
 		t.Errorf("%d %s", code, own)
 	}
+	if os.Getuid() == 0 {
+		curl := exec.Command("curl", "-sS", "--noproxy", "*", "-D", "-", "http://"+free+"/")
+		curl.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4711, Gid: 4711}}
+		out, err := curl.CombinedOutput()
+		if err != nil || !strings.HasPrefix(string(out), "HTTP/1.1 403 ") || !strings.Contains(string(out), "Credential-Broker-Error: not_allowed") || !strings.Contains(string(out), "uid 4711, over loopback") {
+			t.Errorf("curl of another user: %v\n%s", err, out)
+		}
+	}
 	if list := s.warnings("configuration"); !slices.ContainsFunc(list, func(w string) bool { return strings.Contains(w, `route "api" of the client "vdab" is served on `+free) }) {
 		t.Errorf("%q", list)
 	}
