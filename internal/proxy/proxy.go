@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -279,38 +278,10 @@ func (s *Server) serve(ctx context.Context, d *door) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(d.gone, stop)()
-	return gate.Serve(ctx, func() {}, gate.Server{Listener: d.listener, Pool: d.pool, Handler: d, Times: times()})
-}
-
-func times() gate.Times {
-	t := gate.NewTimes()
-	t.Write = 0 // an answer may take as long as it likes, while it moves
-	t.Drain = 10 * time.Second
-	return t
-}
-
-// ServeLoopback serves the route of that name on l until ctx ends. Its caps are
-// its own.
-func (s *Server) ServeLoopback(ctx context.Context, l *gate.Loopback, name string) error {
-	serve := func(w http.ResponseWriter, r *http.Request) {
-		d := s.named(name)
-		if d == nil { // it was configured away meanwhile
-			panic(http.ErrAbortHandler)
-		}
-		d.ServeHTTP(w, r)
-	}
-	return gate.Serve(ctx, func() {}, gate.Server{Listener: l, Pool: gate.New(s.o.Limits.Loopback(), s.o.Log), Handler: http.HandlerFunc(serve), Times: times()})
-}
-
-func (s *Server) named(name string) *door {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, d := range s.doors {
-		if d.route.Load().Name == name {
-			return d
-		}
-	}
-	return nil
+	times := gate.NewTimes()
+	times.Write = 0 // an answer may take as long as it likes, while it moves
+	times.Drain = 10 * time.Second
+	return gate.Serve(ctx, func() {}, gate.Server{Listener: d.listener, Pool: d.pool, Handler: d, Times: times})
 }
 
 // Status is what one route does.
