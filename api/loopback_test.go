@@ -294,6 +294,10 @@ func hostile() map[string]string {
 		"Forwarded":                line + "Forwarded: for=192.0.2.7\r\n\r\n",
 		"Via":                      line + "Via: 1.1 squid\r\n\r\n",
 		"nginx":                    line + "X-Real-IP: 192.0.2.7\r\n\r\n",
+		"Zeus":                     line + "X-Cluster-Client-Ip: 192.0.2.7\r\n\r\n",
+		"Envoy":                    line + "x-envoy-external-address: 192.0.2.7\r\n\r\n",
+		"Cloudflare":               line + "CF-Connecting-IP: 192.0.2.7\r\n\r\n",
+		"IIS":                      line + "X-Original-Host: app.example\r\n\r\n",
 		"old proxy client":         line + "Proxy-Connection: keep-alive\r\n\r\n",
 		"form by a proxy":          loopbackForm + "Via: 1.1 squid\r\n" + length,
 	}

@@ -12,6 +12,7 @@ import (
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/clock"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/proxy"
 )
 
@@ -95,10 +96,12 @@ func TestDiffOfRoutes(t *testing.T) {
 		wider  bool
 	}{
 		{func(r *proxy.Config) { r.Upstream = "https://b.example" }, true},
+		{func(r *proxy.Config) { r.UpstreamUser = "tomcat" }, true},
 		{func(r *proxy.Config) { r.Paths = nil }, true},
 		{func(r *proxy.Config) { r.Paths = []string{"/v3"} }, true},
 		{func(r *proxy.Config) { r.Paths = []string{"/v1"} }, false},
 		{func(r *proxy.Config) { r.CAFile = "/ca" }, true},
+		{func(r *proxy.Config) { r.Loopback = &gate.Port{Address: "127.0.0.1:8086", InsecureLoopback: true} }, true},
 		{func(r *proxy.Config) { r.Timeout = clock.Duration(time.Minute) }, false},
 	} {
 		to := route("")
@@ -187,6 +190,11 @@ func TestWarnings(t *testing.T) {
 			[]string{"\"vdab\" is served on 127.0.0.1:8085 too, which is weaker than the socket"}},
 		{"loopback for nobody", leak + entries("{ user: root, unit: x.service }", "{ user: root, executable: /usr/bin/x }", "{ user: root, user_unit: x.service }") + "    loopback: { address: '[::1]:8085', insecure_loopback: true }\n",
 			[]string{"weaker than the socket", "\"vdab\" is served to nobody on [::1]:8085"}},
+		{"a route on loopback", leak + entries("{ user: root, unit: x.service }", "{ user: root, surfaces: [token] }") + "    reverse_proxy: [{ name: api, upstream: \"https://a.example\", loopback: { address: '127.0.0.1:8086', insecure_loopback: true } }]\n",
+			[]string{"the route \"api\" of the client \"vdab\" is served on 127.0.0.1:8086 too, which is weaker", "the route \"api\" of the client \"vdab\" is served to nobody on 127.0.0.1:8086"}},
+		{"a route for one", leak + entries("{ user: root, surfaces: [proxy] }") + "    reverse_proxy: [{ name: api, upstream: \"https://a.example\" }]\n", nil},
+		{"a route for nobody", leak + entries("{ user: root, surfaces: [token] }") + "    reverse_proxy: [{ name: api, upstream: \"https://a.example\" }]\n",
+			[]string{"the route \"api\" of the client \"vdab\" serves nobody: no allow entry has the surface proxy"}},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

@@ -13,6 +13,7 @@ import (
 	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/files"
+	"credentialbroker/internal/gate"
 	"credentialbroker/internal/leak"
 	"credentialbroker/internal/outbound"
 	"credentialbroker/internal/proxy"
@@ -117,7 +118,7 @@ type Client struct {
 	Leak LeakPolicy `yaml:"leak"`
 	// Loopback is a TCP port of this machine for consumers that cannot speak HTTP
 	// over a Unix socket. It is weaker. Missing: there is none.
-	Loopback *Loopback `yaml:"loopback"`
+	Loopback *gate.Port `yaml:"loopback"`
 	// ReverseProxy are sockets on which the client's API can be called without
 	// any credential: the broker adds the headers. Missing: none.
 	ReverseProxy []proxy.Config `yaml:"reverse_proxy"`
@@ -145,16 +146,6 @@ type Refresh struct {
 	// Owner is the name of this host, for one host owns a refresh token.
 	// Missing: the host's own name.
 	Owner string `yaml:"owner"`
-}
-
-// Loopback serves one client on a TCP port, to users of this machine that the
-// kernel names; only allow entries without unit, user_unit and executable count
-// there. docs/applications.md says in what it is weaker than the socket.
-type Loopback struct {
-	// Address is 127.0.0.1 or [::1] with a port.
-	Address string `yaml:"address" check:"required" hint:"as in address: 127.0.0.1:8085"`
-	// InsecureLoopback is true, and says that whoever wrote it knows that.
-	InsecureLoopback bool `yaml:"insecure_loopback"`
 }
 
 // Owner answers for a client (OWASP Secrets Management Cheat Sheet §2.11).

@@ -21,6 +21,7 @@ func (k *checker) routes() {
 			whose := "a route of the client " + quote(client)
 			k.when(names[r.Name] != "", at+".name", names[r.Name]+" has this name", "", "take another one")
 			names[r.Name] = whose
+			k.port(at+".loopback", "the route "+quote(r.Name), r.Loopback)
 			if r.Socket != "" {
 				k.when(sockets[r.Socket] != "", at+".socket", "this is the socket of "+sockets[r.Socket], "", "take another one")
 				sockets[r.Socket] = whose
@@ -40,7 +41,7 @@ func (d *differ) routes(path string, old, now []proxy.Config) {
 		case !there:
 			d.add(what, true, "added: %s%s", r.Upstream, below(r))
 		case !reflect.DeepEqual(was, r):
-			wider := was.Upstream != r.Upstream || was.CAFile != r.CAFile || was.Proxy != r.Proxy ||
+			wider := was.Loopback == nil && r.Loopback != nil || was.Upstream != r.Upstream || was.UpstreamUser != r.UpstreamUser || was.CAFile != r.CAFile || was.Proxy != r.Proxy ||
 				len(was.Paths) > 0 && (len(r.Paths) == 0 || !subset(r.Paths, was.Paths))
 			d.add(what, wider, "%s%s -> %s%s", was.Upstream, below(was), r.Upstream, below(r))
 		}
@@ -57,7 +58,11 @@ func below(r proxy.Config) (text string) {
 	if len(r.Paths) > 0 {
 		text += fmt.Sprintf(" %v", r.Paths)
 	}
-	for _, part := range []struct{ key, value string }{{"socket", r.Socket}, {"ca_file", r.CAFile}, {"proxy", r.Proxy}} {
+	port := ""
+	if r.Loopback != nil {
+		port = r.Loopback.Address
+	}
+	for _, part := range []struct{ key, value string }{{"upstream_user", r.UpstreamUser}, {"socket", r.Socket}, {"loopback", port}, {"ca_file", r.CAFile}, {"proxy", r.Proxy}} {
 		if part.value != "" {
 			text += " " + part.key + " " + part.value
 		}

@@ -30,10 +30,11 @@ type checker struct {
 	// whole: every file could be decoded; else a missing name may be in one
 	// that could not.
 	whole bool
+	ports map[netip.AddrPort]string // on loopback: whose they are
 }
 
 func (c *Config) validate(r *report, whole bool) {
-	k := &checker{r, c, whole}
+	k := &checker{r, c, whole, map[netip.AddrPort]string{}}
 	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
 		p := c.Providers[name]
 		p.at = k.kept("providers." + name)
@@ -244,29 +245,29 @@ func (k *checker) client(name string, c *Client) {
 		k.file(path, at, f, c)
 	}
 	k.settings(path, c)
-	k.loopback(path+".loopback", name, c.Loopback)
+	k.port(path+".loopback", "the client "+quote(name), c.Loopback)
 	if at := path + ".leak.automatic"; c.Leak.Automatic != "" && k.whole && !k.bad[path+".preset"] && !k.bad[path+".leak_contacts"] {
 		k.when(k.c.Leak == nil, at, "nothing can be sent: there is no section leak", "", "add leak: with organisation, on_call and smtp, or remove automatic")
 		k.when(k.c.Leak != nil && len(c.LeakContacts) == 0, at, "there is nobody to send it to: the client has no leak_contacts", "", "set leak_contacts, or remove automatic")
 	}
 }
 
-func (k *checker) loopback(path, name string, l *Loopback) {
-	if l == nil || k.bad[path] {
+// port checks a port on loopback: each belongs to one client, or one route.
+func (k *checker) port(path, whose string, p *gate.Port) {
+	if p == nil || k.bad[path] {
 		return
 	}
-	at, err := gate.LoopbackAddress(l.Address)
+	at, err := gate.LoopbackAddress(p.Address)
 	k.when(err != nil, path+".address", fmt.Sprint(err), "", "")
-	k.when(!l.InsecureLoopback, path, "a port is weaker than the socket: every program of a user is that user there, and whoever has the port before the broker passes for it",
+	k.when(!p.InsecureLoopback, path, "a port is weaker than the socket: every program of a user is that user there, and whoever has the port before the broker passes for it",
 		"insecure_loopback: true", "docs/applications.md says more; programs that can use the socket should")
-	for other, c := range k.c.Clients {
-		if o := c.Loopback; other < name && o != nil && err == nil {
-			there, _ := gate.LoopbackAddress(o.Address)
-			k.when(there == at, path+".address", at.String()+" is the address of the client "+quote(other)+" already", "", "each client has a port of its own")
-		}
+	if err != nil {
+		return
 	}
+	k.when(k.ports[at] != "", path+".address", at.String()+" is the address of "+k.ports[at]+" already", "", "each client and each route has a port of its own")
+	k.ports[at] = whose
 	listen, _ := netip.ParseAddrPort(k.c.Metrics.Listen)
-	k.when(err == nil && listen == at, path+".address", at.String()+" is metrics.listen already", "", "choose another port")
+	k.when(listen == at, path+".address", at.String()+" is metrics.listen already", "", "choose another port")
 }
 
 func (k *checker) entry(path string, err error) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"credentialbroker/internal/access"
+	"credentialbroker/internal/gate"
 	"credentialbroker/oidc"
 	"credentialbroker/providers"
 )
@@ -151,7 +152,8 @@ func (w *warner) client(name string, c Client, names access.Names) {
 	for i, f := range c.Files {
 		w.file(c.written[i], name, f, names)
 	}
-	w.loopback(name, c)
+	w.port(c.at, "the client "+quote(name), c.Loopback, c.Allow)
+	w.routes(name, c)
 	if (c.ClientAuth == oidc.SecretBasic || c.ClientAuth == oidc.SecretPost) && w.prefers(c.Preset) == oidc.PrivateKeyJWT {
 		w.warn(c.at, fmt.Sprintf("the client %s authenticates with %s, where its preset prefers private_key_jwt: the issuer, and whoever sees the request, learns the secret", quote(name), c.ClientAuth),
 			"broker presets show "+c.Preset+" says why; broker keys new "+name+" makes a key")
@@ -162,14 +164,33 @@ func (w *warner) client(name string, c Client, names access.Names) {
 	}
 }
 
-func (w *warner) loopback(name string, c Client) {
-	if c.Loopback == nil {
+// routes warns of those that serve nobody.
+func (w *warner) routes(name string, c Client) {
+	var can []access.Entry // may use them
+	for _, e := range c.Allow {
+		if e.Surfaces == nil || slices.Contains(e.Surfaces, access.Proxy) {
+			can = append(can, e)
+		}
+	}
+	for _, r := range c.ReverseProxy {
+		who := fmt.Sprintf("the route %s of the client %s", quote(r.Name), quote(name))
+		if len(can) == 0 {
+			w.warn(c.at, who+" serves nobody: no allow entry has the surface proxy", "add proxy to the surfaces of one, or remove the route")
+			continue
+		}
+		w.port(c.at, who, r.Loopback, can)
+	}
+}
+
+// port warns of a port on loopback, which these entries may use.
+func (w *warner) port(at place, who string, p *gate.Port, entries []access.Entry) {
+	if p == nil {
 		return
 	}
-	w.warn(c.at, fmt.Sprintf("the client %s is served on %s too, which is weaker than the socket: there, an allow entry means every program of the user or group, wherever it runs", quote(name), c.Loopback.Address),
+	w.warn(at, fmt.Sprintf("%s is served on %s too, which is weaker than the socket: there, an allow entry means every program of the user or group, wherever it runs", who, p.Address),
 		"remove loopback: when its last application can use the socket, files or broker exec")
-	if !slices.ContainsFunc(c.Allow, func(e access.Entry) bool { return e.Unit == "" && e.UserUnit == "" && e.Executable == "" }) {
-		w.warn(c.at, fmt.Sprintf("the client %s is served to nobody on %s: no allow entry names user or group alone", quote(name), c.Loopback.Address),
+	if !slices.ContainsFunc(entries, func(e access.Entry) bool { return e.Unit == "" && e.UserUnit == "" && e.Executable == "" }) {
+		w.warn(at, fmt.Sprintf("%s is served to nobody on %s: no allow entry names user or group alone", who, p.Address),
 			"add one without unit, user_unit and executable")
 	}
 }

@@ -200,6 +200,8 @@ func printDenial(out io.Writer, d client.Denial) {
 			return
 		}
 		fmt.Fprintf(out, "  to allow it, if that client exists:\n  clients:\n    %s:\n      allow:\n        - %s\n", d.Client, allowEntry(d))
+	case "path":
+		fmt.Fprintln(out, "  it is outside of the route's paths: add it there if that is meant")
 	case "scope", "audience":
 		fmt.Fprintf(out, "  the %s lies outside of the entry: name it in scopes: or audiences: of the client, and of the entry if that lists any\n", d.Code)
 	}

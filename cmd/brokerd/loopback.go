@@ -13,6 +13,7 @@ import (
 	"credentialbroker/configs"
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/gate"
+	"credentialbroker/internal/proxy"
 )
 
 // Rules of this file:
@@ -21,21 +22,29 @@ import (
 //   - a port that cannot be had keeps nobody else from being served: it is tried
 //     again, and the journal and broker status say who has it.
 
-// loopbacks are the loopback listeners of the configuration. apply opens and
+// loopbacks are the loopback listeners of the configuration, of clients and of
+// routes of the reverse proxy. apply opens and
 // closes them, Run serves what is open.
 type loopbacks struct {
 	log  *slog.Logger
 	news chan struct{} // something was opened
 
 	mu   sync.Mutex
-	diag *access.SockDiag // nil: none was needed yet
-	want map[string]string
-	open map[string]*loopback // by client
-	fail map[string]string    // by client
+	diag *access.SockDiag     // nil: none was needed yet
+	want map[string]port      // by name, as a person reads it
+	open map[string]*loopback // likewise
+	fail map[string]string    // likewise
+}
+
+// port is what is to be served, and where.
+type port struct {
+	client  string
+	route   string // empty: the client itself
+	address string
 }
 
 type loopback struct {
-	address  string
+	port
 	listener *gate.Loopback
 	gone     context.CancelFunc // ends its serving; nil: not served yet
 }
@@ -48,14 +57,19 @@ func newLoopbacks(log *slog.Logger) *loopbacks {
 func (l *loopbacks) apply(ctx context.Context, c *configs.Config) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.want = map[string]string{}
+	l.want = map[string]port{}
 	for name, one := range c.Clients {
 		if one.Loopback != nil {
-			l.want[name] = one.Loopback.Address
+			l.want[name] = port{name, "", one.Loopback.Address}
+		}
+		for _, r := range one.ReverseProxy {
+			if r.Loopback != nil {
+				l.want[name+", route "+r.Name] = port{name, r.Name, r.Loopback.Address}
+			}
 		}
 	}
 	for name, have := range l.open {
-		if l.want[name] != have.address {
+		if l.want[name] != have.port {
 			l.close(name, have)
 		}
 	}
@@ -70,7 +84,7 @@ func (l *loopbacks) fill(ctx context.Context) {
 			l.say(name, err)
 		}
 	}
-	maps.DeleteFunc(l.fail, func(name, _ string) bool { return l.want[name] == "" })
+	maps.DeleteFunc(l.fail, func(name, _ string) bool { return l.want[name] == port{} })
 }
 
 func (l *loopbacks) listen(ctx context.Context, name string) error {
@@ -81,11 +95,11 @@ func (l *loopbacks) listen(ctx context.Context, name string) error {
 		}
 		l.diag = diag
 	}
-	listener, err := gate.ListenLoopback(ctx, l.want[name], name, l.diag)
+	listener, err := gate.ListenLoopback(ctx, l.want[name].address, l.want[name].client, l.diag)
 	if err != nil {
 		return err
 	}
-	l.open[name] = &loopback{address: l.want[name], listener: listener}
+	l.open[name] = &loopback{port: l.want[name], listener: listener}
 	select {
 	case l.news <- struct{}{}:
 	default:
@@ -99,10 +113,10 @@ func (l *loopbacks) say(name string, err error) {
 	switch {
 	case err == nil:
 		delete(l.fail, name)
-		l.log.Info("serving on loopback, which is weaker than the socket", "client", name, "address", l.want[name])
+		l.log.Info("serving on loopback, which is weaker than the socket", "client", name, "address", l.want[name].address)
 	case err.Error() != before:
 		l.fail[name] = err.Error()
-		l.log.Warn("a client is not served on loopback; this is tried again", "client", name, "address", l.want[name], "error", err)
+		l.log.Warn("a client is not served on loopback; this is tried again", "client", name, "address", l.want[name].address, "error", err)
 	}
 }
 
@@ -115,7 +129,7 @@ func (l *loopbacks) close(name string, one *loopback) {
 }
 
 // Run serves until ctx ends.
-func (l *loopbacks) Run(ctx context.Context, s *api.Server) error {
+func (l *loopbacks) Run(ctx context.Context, s *api.Server, p *proxy.Server) error {
 	const again = 5 * time.Second
 	tick := time.NewTicker(again)
 	defer tick.Stop()
@@ -126,7 +140,7 @@ func (l *loopbacks) Run(ctx context.Context, s *api.Server) error {
 			if one.gone == nil {
 				var own context.Context
 				own, one.gone = context.WithCancel(ctx)
-				serving.Go(func() { l.serve(own, s, name, one) })
+				serving.Go(func() { l.serve(own, s, p, name, one) })
 			}
 		}
 		l.mu.Unlock()
@@ -145,8 +159,13 @@ func (l *loopbacks) Run(ctx context.Context, s *api.Server) error {
 }
 
 // serve serves one, until it is closed; one that fails is opened anew later.
-func (l *loopbacks) serve(ctx context.Context, s *api.Server, name string, one *loopback) {
-	err := s.ServeLoopback(ctx, one.listener)
+func (l *loopbacks) serve(ctx context.Context, s *api.Server, p *proxy.Server, name string, one *loopback) {
+	var err error
+	if one.route == "" {
+		err = s.ServeLoopback(ctx, one.listener)
+	} else {
+		err = p.ServeLoopback(ctx, one.listener, one.route)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open[name] == one { // nobody closed it
@@ -175,9 +194,9 @@ func (l *loopbacks) findings() []client.Finding {
 	defer l.mu.Unlock()
 	var list []client.Finding
 	for _, name := range slices.Sorted(maps.Keys(l.want)) {
-		f := client.Finding{Check: "loopback", Target: name, Level: client.OK, Detail: "served on " + l.want[name] + ", which is weaker than the socket"}
+		f := client.Finding{Check: "loopback", Target: name, Level: client.OK, Detail: "served on " + l.want[name].address + ", which is weaker than the socket"}
 		if why := l.fail[name]; why != "" {
-			f.Level, f.Detail = client.Error, "not served on "+l.want[name]+": "+why
+			f.Level, f.Detail = client.Error, "not served on "+l.want[name].address+": "+why
 		}
 		list = append(list, f)
 	}

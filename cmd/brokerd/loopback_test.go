@@ -165,3 +165,72 @@ func TestTakenLoopback(t *testing.T) {
 		t.Errorf("%s", said)
 	}
 }
+
+// A port of a route is as one of a client: it serves, moves, goes, and keeps
+// nobody else from being served if it cannot be had.
+func TestRouteOnLoopback(t *testing.T) {
+	s := newSite(t)
+	with := func(port string) {
+		route := fmt.Sprintf("    reverse_proxy: [{ name: api, upstream: '%s', ca_file: %s%s }]\n    ca_file:", s.srv.URL, s.path("ca.pem"), port)
+		s.write("broker.yaml", strings.NewReplacer("headers, api-key]", "headers, api-key, proxy]").Replace(strings.Replace(s.config(), "    ca_file:", route, 1)))
+	}
+	port := func(addr string) string {
+		return fmt.Sprintf(", loopback: { address: '%s', insecure_loopback: true }", addr)
+	}
+	call := func(addr, path string) (int, string) {
+		hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := hc.Get("http://" + addr + path)
+		if err != nil {
+			return 0, ""
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode, resp.Header.Get("Credential-Broker-Error")
+	}
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	taken, free := other.Addr().String(), freeAddr(t)
+	with(port(taken))
+	s.start()
+	if code, body := s.do("broker.sock", "GET", "/v1/clients/vdab/token", ""); code != 200 {
+		t.Errorf("%d %s", code, body)
+	}
+	if list := s.warnings("loopback"); len(list) != 1 || !strings.Contains(list[0], "vdab, route api: not served on "+taken) {
+		t.Errorf("%q", list)
+	}
+	with(port(free))
+	s.reload()
+	// The site's issuer stands for the API: it knows no such path, and says so.
+	if code, own := call(free, "/v1/clients/vdab/token"); code != 404 || own != "" {
+		t.Errorf("%d %s\n%s", code, own, s.stderr)
+	}
+	if code, own := call(free, "/a/../b"); code != 400 || own != "invalid_request" {
+		t.Errorf("%d %s", code, own)
+	}
+	if os.Getuid() == 0 {
+		curl := exec.Command("curl", "-sS", "--noproxy", "*", "-D", "-", "http://"+free+"/")
+		curl.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 4711, Gid: 4711}}
+		out, err := curl.CombinedOutput()
+		if err != nil || !strings.HasPrefix(string(out), "HTTP/1.1 403 ") || !strings.Contains(string(out), "Credential-Broker-Error: not_allowed") || !strings.Contains(string(out), "uid 4711, over loopback") {
+			t.Errorf("curl of another user: %v\n%s", err, out)
+		}
+	}
+	if list := s.warnings("configuration"); !slices.ContainsFunc(list, func(w string) bool { return strings.Contains(w, `route "api" of the client "vdab" is served on `+free) }) {
+		t.Errorf("%q", list)
+	}
+	with("")
+	s.reload()
+	if code, _ := call(free, "/"); code != 0 {
+		t.Errorf("removed: %d", code)
+	}
+	with(port(free))
+	if body := s.reload(); !strings.Contains(body, "reverse_proxy api: ") || !strings.Contains(body, "(wider)") {
+		t.Error(body)
+	}
+	if code, own := call(free, "/"); code != 404 || own != "" {
+		t.Errorf("added again: %d %s", code, own)
+	}
+	s.stop(syscall.SIGTERM)
+}

@@ -221,7 +221,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return s.api.Run(ctx) })
 	g.Go(func() error { return s.files.Run(ctx) })
 	g.Go(func() error { return s.units.Run(ctx) })
-	g.Go(func() error { return s.ports.Run(ctx, s.api) })
+	g.Go(func() error { return s.ports.Run(ctx, s.api, s.proxy) })
 	g.Go(func() error { return s.proxy.Run(ctx) })
 	g.Go(func() error { return s.hangups(ctx) })
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })

@@ -16,7 +16,7 @@ import (
 )
 
 // surfaces are the rows, in the order of the table.
-func (w *world) surfaces(t *testing.T, files, port string) (rows []surface) {
+func (w *world) surfaces(t *testing.T, files, port, api string) (rows []surface) {
 	t.Helper()
 	socket, proxy := w.path("broker.sock"), w.path("proxy/api.sock")
 	inGo, broker := goClient(t), filepath.Join(real.Root(), "dist", "broker")
@@ -61,7 +61,7 @@ func (w *world) surfaces(t *testing.T, files, port string) (rows []surface) {
 	add("events", "Python, httpx", true, append(python.driver, "10", "events", "vdab")...).env = python.env
 
 	add("loopback", "curl", false, "curl", "-sSf", "--noproxy", "*", "http://"+port+"/v1/clients/vdab/token")
-	add("loopback", "Java, HttpClient", false, javaOnLoopback(t, port)...)
+	add("loopback", "Java, HttpClient", false, javaOnLoopback(t, "127.0.0.1:8085", port)...)
 
 	const reverse = "reverse proxy"
 	for _, r := range recipes(t) {
@@ -69,6 +69,13 @@ func (w *world) surfaces(t *testing.T, files, port string) (rows []surface) {
 		add(reverse, plain[r.language], false, r.showing(t, proxy, path)...).upstream = path
 	}
 	add(reverse, "Go, net/http", true, inGo, "get", proxy, "/from/go").upstream = "/from/go"
+
+	const onPort = "reverse proxy, loopback"
+	add(onPort, "curl", false, "curl", "-sSf", "--noproxy", "*", "http://"+api+"/port/curl").upstream = "/port/curl"
+	add(onPort, "Python, urllib", false, "python3", "-c", "import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1]).read().decode())", "http://"+api+"/port/python").upstream = "/port/python"
+	add(onPort, "Node, http", false, "node", "-e", "require('http').get(process.argv[1], r => r.pipe(process.stdout))", "http://"+api+"/port/node").upstream = "/port/node"
+	add(onPort, "PHP, file_get_contents", false, "php", "-r", "echo file_get_contents($argv[1]);", "http://"+api+"/port/php").upstream = "/port/php"
+	add(onPort, "Java, HttpClient", false, javaOnLoopback(t, "127.0.0.1:8085/v1/clients/vdab/headers", api+"/port/java")...).upstream = "/port/java"
 
 	const unit = "surfaces.service"
 	add("credential.sock", "systemd (played; booted: integration/nspawn)", false, inGo, "credential", w.path("credential.sock"), unit, "vdab.token").cgroup = cgroup(t, unit)
@@ -112,8 +119,8 @@ func compiled(t *testing.T, file string) []string {
 	return []string{"java", "-XX:TieredStopAtLevel=1", "-cp", dir, "Recipe"}
 }
 
-// javaOnLoopback is the example of docs/applications.md.
-func javaOnLoopback(t *testing.T, port string) []string {
+// javaOnLoopback is the example of docs/applications.md, with another address.
+func javaOnLoopback(t *testing.T, from, to string) []string {
 	t.Helper()
 	text, err := os.ReadFile(source("docs", "applications.md"))
 	if err != nil {
@@ -121,11 +128,11 @@ func javaOnLoopback(t *testing.T, port string) []string {
 	}
 	_, rest, _ := strings.Cut(string(text), "```java\n")
 	example, _, _ := strings.Cut(rest, "```")
-	if strings.Count(example, "127.0.0.1:8085") != 1 || !strings.Contains(example, "var headers = HttpClient.") {
+	if strings.Count(example, from) != 1 || !strings.Contains(example, "var headers = HttpClient.") {
 		t.Fatalf("another example:\n%s", example)
 	}
 	return compiled(t, recipe{language: "java"}.file(t, "import java.net.*; import java.net.http.*; import java.net.http.HttpResponse.BodyHandlers;\n"+
-		"class Recipe { public static void main(String[] a) throws Exception {\n"+strings.Replace(example, "127.0.0.1:8085", port, 1)+
+		"class Recipe { public static void main(String[] a) throws Exception {\n"+strings.Replace(example, from, to, 1)+
 		"if (headers.statusCode() != 200) throw new Exception(headers.body());\nSystem.out.println(headers.body()); } }\n"))
 }
 

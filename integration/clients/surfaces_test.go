@@ -51,15 +51,18 @@ func TestSurfaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(memory)
-	port := real.FreeAddr(t)
+	port, api := real.FreeAddr(t), real.FreeAddr(t)
 	w := newWorldOf(t, fmt.Sprintf(`      - { unit: surfaces.service, surfaces: [credential], restart: true }
     files:
       - { path: %[1]s/token.env, format: dotenv }
       - { path: %[1]s/token.json, format: json }
     loopback: { address: "%[2]s", insecure_loopback: true }
     reverse_proxy:
-      - { name: api, upstream: %[3]s }
-`, memory, port, site.URL), "vdab")
+      - name: api
+        upstream: %[3]s
+        upstream_user: "%[4]d"
+        loopback: { address: "%[5]s", insecure_loopback: true }
+`, memory, port, site.URL, os.Getuid(), api), "vdab")
 	tok, err := w.ask.Token(t.Context(), "vdab", client.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +74,7 @@ func TestSurfaces(t *testing.T) {
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprint(table, "SURFACE\tLANGUAGE\tRESULT\tPROCESS ms\tAGAIN µs\n")
 	var ran []string
-	for _, s := range w.surfaces(t, memory, port) {
+	for _, s := range w.surfaces(t, memory, port, api) {
 		ran = append(ran, "surfaces | "+s.language+" | "+s.name)
 		t.Run(s.name+"/"+s.language, func(t *testing.T) {
 			real.Row(t, "surfaces", s.language, s.name)

@@ -120,7 +120,7 @@ func (d *SockDiag) connected(p *Peer) bool {
 // Listener describes who listens on addr, for an error; empty: nobody that the
 // kernel knows of. The process is named where it may be seen.
 func (d *SockDiag) Listener(addr netip.AddrPort) string {
-	p, err := d.listener(addr)
+	p, err := d.Listening(addr)
 	if err != nil {
 		return ""
 	}
@@ -134,7 +134,7 @@ func (d *SockDiag) Listener(addr netip.AddrPort) string {
 // Knows says whether the kernel tells whose the listener on addr is: if not, it
 // would not tell about callers either.
 func (d *SockDiag) Knows(addr netip.AddrPort) error {
-	p, err := d.listener(addr)
+	p, err := d.Listening(addr)
 	if err == nil && p.UID != uint32(os.Geteuid()) {
 		err = fmt.Errorf("it says that uid %d does", p.UID)
 	}
@@ -144,7 +144,8 @@ func (d *SockDiag) Knows(addr netip.AddrPort) error {
 	return nil
 }
 
-func (d *SockDiag) listener(addr netip.AddrPort) (Peer, error) {
+// Listening is the socket that listens on addr; equal ones are the same socket.
+func (d *SockDiag) Listening(addr netip.AddrPort) (Peer, error) {
 	whoever := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
 	if addr.Addr().Is6() {
 		whoever = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"credentialbroker/api/client"
@@ -78,6 +79,12 @@ func (g *Grant) AppendHeaders(line func(name string, value []byte) error) error 
 		}
 	}
 	return nil
+}
+
+// Fills says whether that header holds the token or a field of the bundle, and
+// not text of the configuration alone.
+func (g *Grant) Fills(name string) bool {
+	return slices.ContainsFunc(g.headers, func(h headerTemplate) bool { return h.name == name && len(h.parts) > 1 })
 }
 
 // APIKey is the key alone; empty if the bundle has none.

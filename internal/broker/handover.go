@@ -302,6 +302,17 @@ func (b *Broker) DeniedRole(c *access.Caller, act, name string) {
 	b.denials.add(b, c, audit.AccessDenied, denialOf{client: name, why: "role:" + act})
 }
 
+// DeniedPath is why c may not call a path outside of those of a route: it may
+// not use the client at all, or else the detail, which is recorded as a denial.
+func (b *Broker) DeniedPath(c *access.Caller, name, detail string) error {
+	r := Request{Client: name, Surface: access.Proxy}
+	if _, _, err := b.decide(c, r); err != nil {
+		return err
+	}
+	b.denials.count(b, c, r, "path")
+	return &Error{Code: client.NotAllowed, Detail: detail}
+}
+
 func shortened(name string) string {
 	if len(name) > longestName {
 		return name[:8] + "…"

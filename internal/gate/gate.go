@@ -56,6 +56,16 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Loopback are the limits of one port of this machine, which is for the
+// applications of one client: at most 512 connections.
+func (l Limits) Loopback() Limits {
+	const most = 512
+	if l.Connections <= 0 || l.Connections > most {
+		l.Connections = most
+	}
+	return l
+}
+
 // surplus is how many connections beyond its cap a user may hold to be told
 // so, when all of the others have a request in progress.
 const surplus = 16

@@ -20,6 +20,16 @@ type Loopback struct {
 	client string
 }
 
+// A Port configures a Loopback: a TCP port, for users of this machine that the
+// kernel names; only allow entries without unit, user_unit and executable count
+// there. docs/applications.md says in what it is weaker than the socket.
+type Port struct {
+	// Address is 127.0.0.1 or [::1] with a port.
+	Address string `yaml:"address" check:"required" hint:"as in address: 127.0.0.1:8085"`
+	// InsecureLoopback is true, and says that whoever wrote it knows that.
+	InsecureLoopback bool `yaml:"insecure_loopback"`
+}
+
 // LoopbackAddress reads an address to listen on: 127.0.0.1:8085 or [::1]:8085.
 // Whatever others could reach is none.
 func LoopbackAddress(s string) (netip.AddrPort, error) {

@@ -59,7 +59,10 @@ type call struct {
 	outdated time.Time // when the flight saw that its route has changed
 }
 
-type header struct{ name, value string }
+type header struct {
+	name, value string
+	credential  bool // else it is text of the configuration alone
+}
 
 type callKey struct{}
 
@@ -124,7 +127,7 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp.Request = req
-	x.rt.server.metrics.limits(&x.rt.Route, resp.Header)
+	x.rt.server.metrics.take(&x.rt.Route, resp.Header)
 	if resp.StatusCode == http.StatusSwitchingProtocols { // nobody asked for it
 		_ = resp.Body.Close()
 		return nil, errors.New("it switches protocols unasked")
@@ -137,7 +140,7 @@ func (x *call) send(req *http.Request) (*http.Response, error) {
 func (x *call) headers() error {
 	x.given = x.given[:0]
 	return x.grant.AppendHeaders(func(name string, value []byte) error {
-		x.given = append(x.given, header{http.CanonicalHeaderKey(name), string(value)})
+		x.given = append(x.given, header{http.CanonicalHeaderKey(name), string(value), x.grant.Fills(name)})
 		return nil
 	})
 }
@@ -149,20 +152,21 @@ func (x *call) strip(h http.Header) {
 	for name := range h {
 		plain := strings.ReplaceAll(name, "_", "-")
 		switch {
-		case x.ours(plain), strings.EqualFold(plain, "Cookie"), strings.EqualFold(plain, "Cookie2"),
+		case x.ours(plain, false), strings.EqualFold(plain, "Cookie"), strings.EqualFold(plain, "Cookie2"),
 			strings.EqualFold(plain, "X-Original-Url"), strings.EqualFold(plain, "X-Rewrite-Url"), strings.EqualFold(plain, errorHeader):
 			delete(h, name)
 		}
 	}
 }
 
-// ours says whether a header of that name is the broker's to set.
-func (x *call) ours(name string) bool {
+// ours says whether a header of that name is the broker's to set; credential:
+// and holds one.
+func (x *call) ours(name string, credential bool) bool {
 	if strings.EqualFold(name, "Authorization") {
 		return true
 	}
 	for _, g := range x.given {
-		if strings.EqualFold(name, g.name) {
+		if strings.EqualFold(name, g.name) && (g.credential || !credential) {
 			return true
 		}
 	}
@@ -186,7 +190,7 @@ func clean(resp *http.Response) error {
 
 func (x *call) clean(h http.Header) {
 	for name, values := range h {
-		if x.ours(name) || name == "Set-Cookie" || name == "Set-Cookie2" || name == errorHeader || x.shows(values) {
+		if x.ours(name, true) || name == "Set-Cookie" || name == "Set-Cookie2" || name == errorHeader || x.shows(values) {
 			delete(h, name)
 		}
 	}
@@ -198,7 +202,7 @@ func (x *call) shows(values []string) bool {
 	for _, g := range x.given {
 		credential := g.value[strings.LastIndexByte(g.value, ' ')+1:]
 		for _, v := range values {
-			if len(credential) >= shortest && strings.Contains(v, credential) {
+			if g.credential && len(credential) >= shortest && strings.Contains(v, credential) {
 				return true
 			}
 		}

@@ -69,11 +69,14 @@ func (x *call) prepare(conn *gate.Conn, r *http.Request) (err error) {
 	if wait, over := conn.Admit(); wait > 0 || over {
 		return &broker.Error{Code: client.RateLimited, Detail: "this user asks too often, or has too many connections with a request in progress", RetryAfter: max(wait, time.Second)}
 	}
+	if err := conn.Direct(r); err != nil {
+		return invalid(err.Error())
+	}
 	if err := direct(r); err != nil {
 		return err
 	}
 	if x.to, err = x.rt.target(r); err != nil {
-		return err
+		return x.outside(err)
 	}
 	x.grant, err = x.rt.server.o.Broker.Token(x.ctx, x.caller, x.request())
 	return err

@@ -14,10 +14,10 @@ import (
 // that an API gives its limits: of these a route keeps the first few.
 
 type metrics struct {
-	requests         *prometheus.CounterVec
-	retries          *prometheus.CounterVec
-	duration         *prometheus.HistogramVec
-	limit, remaining *prometheus.GaugeVec
+	requests *prometheus.CounterVec
+	retries  *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	limits   map[string]*prometheus.GaugeVec // by the word in the header's name
 
 	mu    sync.Mutex
 	names map[[2]string]map[string]bool // of limits, by client and route
@@ -33,16 +33,20 @@ func newMetrics() *metrics {
 			Help: "Requests that were sent again with a new token."}, route),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: ns, Name: "proxy_request_duration_seconds",
 			Help: "How long requests to the reverse proxy took, to the end of the answer.", Buckets: []float64{.003, .01, .03, .1, .3, 1, 3, 10, 30}}, route),
-		limit: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: "api_rate_limit",
-			Help: "The API's X-RateLimit-Limit, by the name that it gives."}, append(route, "limit")),
-		remaining: prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: "api_rate_limit_remaining",
-			Help: "The API's X-RateLimit-Remaining, by the name of the limit, as the last answer had it."}, append(route, "limit")),
+		limits: map[string]*prometheus.GaugeVec{
+			"Limit": prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: "api_rate_limit",
+				Help: "The API's X-RateLimit-Limit, by the name that it gives."}, append(route, "limit")),
+			"Remaining": prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: "api_rate_limit_remaining",
+				Help: "The API's X-RateLimit-Remaining, by the name of the limit, as the last answer had it."}, append(route, "limit")),
+			"Reset": prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Name: "api_rate_limit_reset_timestamp_seconds",
+				Help: "When the limit begins anew by the API's X-RateLimit-Reset, as the last answer had it."}, append(route, "limit")),
+		},
 		names: map[[2]string]map[string]bool{},
 	}
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.retries, m.duration, m.limit, m.remaining}
+	return []prometheus.Collector{m.requests, m.retries, m.duration, m.limits["Limit"], m.limits["Remaining"], m.limits["Reset"]}
 }
 
 // Describe implements prometheus.Collector.
@@ -94,8 +98,8 @@ func (m *metrics) keep(routes map[string]*route) {
 		if here[key] {
 			continue
 		}
-		for _, v := range []interface{ DeletePartialMatch(prometheus.Labels) int }{m.requests, m.retries, m.duration, m.limit, m.remaining} {
-			v.DeletePartialMatch(prometheus.Labels{"client": key[0], "route": key[1]})
+		for _, v := range m.all() {
+			v.(interface{ DeletePartialMatch(prometheus.Labels) int }).DeletePartialMatch(prometheus.Labels{"client": key[0], "route": key[1]})
 		}
 		delete(m.names, key)
 	}
@@ -106,28 +110,49 @@ func (m *metrics) keep(routes map[string]*route) {
 	}
 }
 
-// limits takes the API's rate limits from an answer.
-func (m *metrics) limits(r *Route, h http.Header) {
-	for _, text := range h["X-Ratelimit-Limit"] {
-		m.set(r, m.limit, text)
-	}
-	for _, text := range h["X-Ratelimit-Remaining"] {
-		m.set(r, m.remaining, text)
+// take reads the API's rate limits from an answer: X-RateLimit-Limit,
+// -Remaining and -Reset, RateLimit- with the same (draft-ietf-httpapi-ratelimit-headers-06),
+// and those that have the name of the limit behind that, as Kong's
+// X-RateLimit-Limit-Minute.
+func (m *metrics) take(r *Route, h http.Header) {
+	for header, values := range h {
+		rest, ok := strings.CutPrefix(strings.TrimPrefix(header, "X-"), "Ratelimit-")
+		if !ok {
+			continue
+		}
+		what, name, _ := strings.Cut(rest, "-")
+		if name == "" {
+			name = "default"
+		}
+		for _, text := range values {
+			m.set(r, what, strings.ToLower(name), text)
+		}
 	}
 }
 
 // set reads one header: a number, or API Connect's form
 // "name=default,92;name=burst,10;".
-func (m *metrics) set(r *Route, gauge *prometheus.GaugeVec, text string) {
-	const most = 8
+func (m *metrics) set(r *Route, what, of, text string) {
+	const (
+		most      = 8
+		firstDate = 1e9 // what is less is not seconds since 1970, but from now
+	)
+	gauge := m.limits[what]
+	if gauge == nil {
+		return
+	}
 	for part := range strings.SplitSeq(text, ";") {
-		name, number := "default", strings.TrimSpace(part)
+		name, number := of, strings.TrimSpace(part)
 		if named, ok := strings.CutPrefix(number, "name="); ok {
 			name, number, _ = strings.Cut(named, ",")
 		}
+		number, _, _ = strings.Cut(number, ",") // a policy may follow
 		n, err := strconv.ParseUint(strings.TrimSpace(number), 10, 53)
 		if err != nil || !plainName(name) {
 			continue
+		}
+		if what == "Reset" && n < firstDate {
+			n += uint64(time.Now().Unix())
 		}
 		m.mu.Lock()
 		names := m.names[[2]string{r.Client, r.Name}]

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/gate"
@@ -40,9 +41,15 @@ type Config struct {
 	// Socket is the absolute path of the Unix socket. Missing: proxy/NAME.sock
 	// beside the consumer socket.
 	Socket string `yaml:"socket"`
-	// Upstream is the base URL of the API: https, or http on loopback. A
-	// request for /x goes to Upstream/x.
+	// Loopback is a TCP port of this machine, beside the socket. It is weaker.
+	// Missing: there is none.
+	Loopback *gate.Port `yaml:"loopback"`
+	// Upstream is the base URL of the API: https, or http on 127.0.0.1 or [::1]
+	// with upstream_user. A request for /x goes to Upstream/x.
 	Upstream string `yaml:"upstream" check:"required" hint:"as in upstream: https://api.example.org/base"`
+	// UpstreamUser is who runs an API that is reached over http, by name or
+	// number: the kernel has to say so of the listener. Missing: it is https.
+	UpstreamUser string `yaml:"upstream_user"`
 	// Paths are the prefixes, below Upstream, that may be asked for; they end
 	// where a segment does. Missing: all.
 	Paths []string `yaml:"paths"`
@@ -58,8 +65,8 @@ const DefaultTimeout = 60 * time.Second
 // Validate says what is wrong with c; each error begins with its key.
 func (c Config) Validate() error {
 	var errs []error
-	if _, err := parseUpstream(c.Upstream); err != nil {
-		errs = append(errs, fmt.Errorf("upstream: %w", err))
+	if err := c.upstreamProblems(); err != nil {
+		errs = append(errs, err)
 	}
 	const longest = 107 // bytes of sockaddr_un
 	switch {
@@ -115,6 +122,7 @@ type Server struct {
 	doors map[string]*door // by route's socket
 	fresh []*door          // that Run does not serve yet
 	news  chan struct{}
+	diag  *access.SockDiag // nil: nobody needed it yet
 }
 
 // door is an open socket.
@@ -260,6 +268,11 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	serving.Wait()
+	s.mu.Lock()
+	if s.diag != nil {
+		_ = s.diag.Close()
+	}
+	s.mu.Unlock()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}

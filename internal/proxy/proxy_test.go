@@ -119,12 +119,42 @@ func TestAllowEntriesDecide(t *testing.T) {
 	}
 }
 
+// A path outside of those of the route is a denial on record; who may not use
+// the client learns of no path.
+func TestPathsAreDecidedLast(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(ok), func(c *Config) { c.Paths = []string{"/public"} })
+	resp, body := w.do("GET", "/secret", "")
+	if wantRefused(t, resp, body, client.NotAllowed); !strings.Contains(body, "takes /public") {
+		t.Error(body)
+	}
+	if err := w.broker.Apply([]broker.Client{w.client(w.store, access.Entry{User: "54321"})}); err != nil {
+		t.Fatal(err)
+	}
+	resp, body = w.do("GET", "/secret", "")
+	if wantRefused(t, resp, body, client.NotAllowed); strings.Contains(body, "/public") || strings.Contains(body, "route") {
+		t.Error(body)
+	}
+	if err := w.stop(); err != nil {
+		t.Error(err)
+	}
+	log := w.logged()
+	for _, code := range []string{`"code":"path"`, `"code":"identity"`} {
+		if strings.Count(log, code) != 1 {
+			t.Errorf("%s: the record:\n%s", code, log)
+		}
+	}
+	if strings.Contains(log, "token.handover") {
+		t.Errorf("a hand-over is on record:\n%s", log)
+	}
+}
+
 func TestUncleanRequests(t *testing.T) {
 	called := false
 	w := newWorld(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { called = true }), func(c *Config) { c.Paths = []string{"/a"} })
 	for _, target := range []string{
 		"/a/../b", "/a/..", "/a/./b", "/a//b", "//a", "/a/%2e%2e/b", "/a/%2E./b", "/a/..%2fb", "/a/%2f", "/a/%5c..", `/a/..\b`,
 		"/a/%252e%252e/b", "/a/%25252e%25252e/b", "/a/%252f", "/a/..;x=1/b", "/a/%2e%2e;/b", "/a/;x", "/a/%00", "/a/%0d%0a", "/a/%c0%ae%c0%ae/b", "/a/.%20/b", "/a/x#y",
+		"/a/%252e%252e%252fb%253f%25", "/a/%252e%252e%253f%25", "/a/%252e%252e;%25/b", "/a/%25u002e%25u002e/b", "/a/%25%25u002e", "/a/..%3f/b", "/a/..%23", "/a/%3f", "/a/%25%32e",
 		"http://api.example/a", "https://127.0.0.1/a", "*",
 	} {
 		answer := w.raw("GET " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -157,7 +187,7 @@ func TestUncleanRequests(t *testing.T) {
 
 func TestCleanPath(t *testing.T) {
 	for path, want := range map[string]string{"/": "/", "/a/b": "/a/b", "/a/": "/a/", "/a%20b": "/a b", "/100%25": "/100%", "/caf%C3%A9": "/café", "/a;v=1/b": "/a;v=1/b",
-		"/a.b..c": "/a.b..c", "/...": "/...", "/a%3Fb": "/a?b"} {
+		"/a.b..c": "/a.b..c", "/...": "/...", "/a%3Fb": "/a?b", "/5%25-10%25%25x%25": "/5%-10%%x%"} {
 		if got, ok := cleanPath(path); got != want || !ok {
 			t.Errorf("%s: %q, %v", path, got, ok)
 		}
@@ -274,17 +304,85 @@ func TestRateLimits(t *testing.T) {
 	m.keep(map[string]*route{"s": {Route: *r}})
 	for _, text := range []string{"7", "name=default,92;", "name=a,1; name=b,2;", "name=a,3", "nonsense", "name=,1", "name=x{},1", "name=neg,-1", "name=" + strings.Repeat("l", 99) + ",1",
 		"name=3,1;name=4,1;name=5,1;name=6,1;name=7,1;name=8,1;name=9,1"} {
-		m.limits(r, http.Header{"X-Ratelimit-Remaining": {text}})
+		m.take(r, http.Header{"X-Ratelimit-Remaining": {text}})
 	}
-	if n := testutil.CollectAndCount(m.remaining); n != 8 {
+	if n := testutil.CollectAndCount(m.limits["Remaining"]); n != 8 {
 		t.Errorf("%d limits are kept", n)
 	}
-	if v := testutil.ToFloat64(m.remaining.With(prometheus.Labels{"client": "c", "route": "r", "limit": "a"})); v != 3 {
+	if v := testutil.ToFloat64(m.limits["Remaining"].With(prometheus.Labels{"client": "c", "route": "r", "limit": "a"})); v != 3 {
 		t.Errorf("a is %v", v)
 	}
 	m.keep(nil)
-	if n := testutil.CollectAndCount(m.remaining); n != 0 {
-		t.Errorf("%d limits of a route that is gone", n)
+	for what, gauge := range m.limits {
+		if n := testutil.CollectAndCount(gauge); n != 0 {
+			t.Errorf("%d limits of a route that is gone: %s", n, what)
+		}
+	}
+}
+
+// The forms in which APIs write their limits.
+func TestRateLimitHeaders(t *testing.T) {
+	for _, c := range []struct {
+		header, text, what, limit string
+		want                      float64
+	}{
+		{"X-RateLimit-Limit", "name=burst,100;", "Limit", "burst", 100},
+		{"X-RateLimit-Limit", "60", "Limit", "default", 60},
+		{"X-RateLimit-Reset", "1795280000", "Reset", "default", 1795280000},
+		{"RateLimit-Limit", "100, 100;w=60", "Limit", "default", 100},
+		{"RateLimit-Remaining", "50", "Remaining", "default", 50},
+		{"X-RateLimit-Remaining-Minute", "5", "Remaining", "minute", 5},
+		{"X-RateLimit-Resource", "core", "Resource", "", 0},
+		{"RateLimit", `"default";r=50;t=30`, "Remaining", "", 0},
+	} {
+		m := newMetrics()
+		r := &Route{Client: "c", Config: Config{Name: "r"}}
+		m.keep(map[string]*route{"s": {Route: *r}})
+		h := http.Header{}
+		h.Set(c.header, c.text)
+		m.take(r, h)
+		n := 0
+		for _, gauge := range m.limits {
+			n += testutil.CollectAndCount(gauge)
+		}
+		if c.limit == "" {
+			if n != 0 {
+				t.Errorf("%s: %s gave %d series", c.header, c.text, n)
+			}
+			continue
+		}
+		if v := testutil.ToFloat64(m.limits[c.what].WithLabelValues("c", "r", c.limit)); v != c.want || n != 1 {
+			t.Errorf("%s: %s is %v in %d series", c.header, c.text, v, n)
+		}
+	}
+	// Seconds from now become a time.
+	m := newMetrics()
+	r := &Route{Client: "c", Config: Config{Name: "r"}}
+	m.keep(map[string]*route{"s": {Route: *r}})
+	before := time.Now().Unix()
+	m.take(r, http.Header{"Ratelimit-Reset": {"30"}})
+	if v := testutil.ToFloat64(m.limits["Reset"].WithLabelValues("c", "r", "default")); v < float64(before+30) || v > float64(time.Now().Unix()+30) {
+		t.Errorf("it begins anew at %v", v)
+	}
+}
+
+// A header of the configuration's text alone is no credential: an answer may
+// have one of that name, or those words in it.
+func TestPlainHeaders(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		for name, value := range map[string]string{"Content-Type": r.Header.Get("Accept"), "X-Region": "flanders", "Link": "<" + r.Header.Get("X-Region") + ">", "Authorization": "x", "X-Ibm-Client-Id": "x"} {
+			out.Header().Set(name, value)
+		}
+	}), nil)
+	c := w.client(w.store, access.Entry{User: strconv.Itoa(os.Getuid())})
+	c.Headers = append(c.Headers, broker.Header{Name: "accept", Value: "application/json"}, broker.Header{Name: "X-Region", Value: "in flanders"})
+	if err := w.broker.Apply([]broker.Client{c}); err != nil {
+		t.Fatal(err)
+	}
+	resp, _ := w.do("GET", "/", "", "Accept", "text/html", "x_region", "elsewhere")
+	got := resp.Header
+	if got.Get("Content-Type") != "application/json" || got.Get("X-Region") != "flanders" || got.Get("Link") != "<in flanders>" || got.Get("Authorization")+got.Get("X-Ibm-Client-Id") != "" {
+		t.Errorf("%v", got)
 	}
 }
 

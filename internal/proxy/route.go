@@ -56,7 +56,7 @@ func (s *Server) open(r Route, socket string) (*route, error) {
 		path, _ := cleanPath(p) // Validate saw to it
 		rt.prefixes = append(rt.prefixes, strings.TrimSuffix(path, "/"))
 	}
-	if rt.plain, err = transport(r.Config.Config); err != nil {
+	if rt.plain, err = rt.transport(); err != nil {
 		return nil, err
 	}
 	rt.proxy = &httputil.ReverseProxy{Transport: rt, Rewrite: rewrite, ModifyResponse: clean, ErrorHandler: failed,
@@ -94,7 +94,7 @@ func (rt *route) via(g *broker.Grant) (*http.Transport, error) {
 	if rt.bound.to == g.Token.Bound {
 		return rt.bound.transport, nil
 	}
-	t, err := transport(rt.Config.Config)
+	t, err := rt.transport()
 	if err != nil {
 		return nil, err
 	}

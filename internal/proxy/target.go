@@ -2,8 +2,8 @@ package proxy
 
 import (
 	"errors"
-	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"unicode"
@@ -16,8 +16,8 @@ import (
 // Rules of this file:
 //   - a path is taken as it is or refused, and never mended: what servers make
 //     of a path that is not clean differs;
-//   - it is compared as every server between here and the API may decode it,
-//     which some do twice.
+//   - it is compared as every server between here and the API may decode it:
+//     some do so twice, and what they could then find is refused.
 
 // parseUpstream reads a base URL.
 func parseUpstream(text string) (*url.URL, error) {
@@ -25,8 +25,8 @@ func parseUpstream(text string) (*url.URL, error) {
 	if err != nil || u.Hostname() == "" || u.Opaque != "" || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, errors.New("not a URL such as https://host/base")
 	}
-	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, errors.New("http would show the token to the network: https, or http on loopback")
+	if ip, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && (err != nil || !ip.IsLoopback() || ip.Is4In6() || ip.Zone() != "") {
+		return nil, errors.New("http would show the token to the network: https, or http on 127.0.0.1 or [::1]")
 	}
 	if u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return nil, errors.New("a base URL has no user, query or fragment")
@@ -58,32 +58,39 @@ func cleanPath(escaped string) (path string, ok bool) {
 	return "/" + strings.Join(segments, "/"), true
 }
 
-// cleanSegment decodes a segment once, after looking at it decoded as often as
-// that changes it.
+// cleanSegment decodes a segment. One in which decoding it again would find
+// something is refused whole: the rest of it may be what no decoder takes.
 func cleanSegment(escaped string) (string, bool) {
 	once, err := url.PathUnescape(escaped)
-	if err != nil || !plainSegment(once) {
+	if err != nil || !plainSegment(once) || encoded(once) {
 		return "", false
 	}
-	const rounds = 4
-	text := once
-	for range rounds {
-		next, err := url.PathUnescape(text)
-		if err != nil || next == text {
-			return once, true
+	return once, true
+}
+
+// encoded says whether s has an octet in it that is percent-encoded (RFC 3986
+// §2.1), or a character as %u has it (IIS).
+func encoded(s string) bool {
+	for _, after := range strings.Split(s, "%")[1:] {
+		if len(after) >= 1 && after[0]|0x20 == 'u' || len(after) >= 2 && isHex(after[0]) && isHex(after[1]) {
+			return true
 		}
-		if !plainSegment(next) {
-			return "", false
-		}
-		text = next
 	}
-	return "", false
+	return false
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
 }
 
 // plainSegment says whether s is a name, and no way to another place. What
-// follows ; is a parameter for some servers, and is cut off before they look.
+// follows ; is a parameter for some servers, what follows ? or # the end of the
+// path for one that decodes first, and is cut off before they look.
 func plainSegment(s string) bool {
-	name, _, _ := strings.Cut(s, ";")
+	name := s
+	if end := strings.IndexAny(s, ";?#"); end >= 0 {
+		name = s[:end]
+	}
 	return strings.TrimSpace(name) != "." && strings.TrimSpace(name) != ".." && (name != "" || s == "") &&
 		!strings.ContainsAny(s, `/\`) && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
@@ -111,13 +118,23 @@ func (rt *route) target(r *http.Request) (*url.URL, error) {
 	raw, query, asked := strings.Cut(r.RequestURI, "?")
 	path, ok := cleanPath(raw)
 	if !ok || strings.Contains(r.RequestURI, "#") {
-		return nil, invalid("the path has an empty, . or .. segment, an encoded slash, or what could become one: write it as it is meant")
+		return nil, invalid("the path has an empty, . or .. segment, an encoded slash, or something encoded twice: write it as it is meant")
 	}
 	if !within(rt.prefixes, path) {
 		return nil, &broker.Error{Code: client.NotAllowed, Detail: "the route " + rt.Name + " takes " + strings.Join(rt.prefixes, ", ") + " and what is below; an administrator may add to its paths"}
 	}
 	return &url.URL{Scheme: rt.base.Scheme, Host: rt.base.Host, Path: rt.base.Path + path, RawPath: rt.base.RawPath + raw,
 		RawQuery: query, ForceQuery: asked && query == ""}, nil
+}
+
+// outside is the answer to a request that target refuses: whoever may not use
+// the client learns nothing of its routes.
+func (x *call) outside(err error) error {
+	var e *broker.Error
+	if errors.As(err, &e) && e.Code == client.NotAllowed {
+		return x.rt.server.o.Broker.DeniedPath(x.caller, x.rt.Client, e.Detail)
+	}
+	return err
 }
 
 func invalid(detail string) *broker.Error {

@@ -138,7 +138,7 @@ func http2(s *httptest.Server) { s.EnableHTTP2 = true }
 var protocols = map[string][]func(*httptest.Server){"HTTP/1.1": nil, "HTTP/2": {http2}}
 
 func (w *world) config() Config {
-	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", Config: outbound.Config{CAFile: w.ca}}
+	return Config{Name: "api", Socket: w.socket, Upstream: w.api.URL + "/base", UpstreamUser: strconv.Itoa(os.Getuid()), Config: outbound.Config{CAFile: w.ca}}
 }
 
 // route configures these routes.
