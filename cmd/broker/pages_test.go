@@ -13,6 +13,9 @@ import (
 // installed are the places of an installed host that a page's commands name.
 var installed = regexp.MustCompile(`(^|[\s"'=:@<>(])/(etc|var/lib|srv)\b`)
 
+// offline are the commands that read the configuration at its usual place.
+var offline = regexp.MustCompile(`(?m)^broker check( --egress)?( +#.*)?$`)
+
 // runPage is "page FILE SKIP…": it runs the commands that a page of the
 // documentation shows, as they stand there: each line of a console block, and
 // each block of sh as a whole. Those that are skipped, by their line or the
@@ -61,5 +64,6 @@ func onRoot(ts *testscript.TestScript, command string) string {
 		return command
 	}
 	command = strings.ReplaceAll(command, "/run/credential-broker/", filepath.Dir(ts.Getenv("SOCKET"))+"/")
+	command = offline.ReplaceAllString(command, "broker check$1 --config /etc/credential-broker/broker.yaml")
 	return installed.ReplaceAllString(command, "${1}"+root+"/$2")
 }
