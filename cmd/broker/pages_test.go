@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	agefile "filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -14,7 +15,7 @@ import (
 var installed = regexp.MustCompile(`(^|[\s"'=:@<>(])/(etc|var/lib|srv)\b`)
 
 // offline are the commands that read the configuration at its usual place.
-var offline = regexp.MustCompile(`(?m)^broker check( --egress)?( +#.*)?$`)
+var offline = regexp.MustCompile(`(?m)^broker (check|check --egress|intake .*)$`)
 
 // runPage is "page FILE SKIP…": it runs the commands that a page of the
 // documentation shows, as they stand there: each line of a console block, and
@@ -63,7 +64,14 @@ func onRoot(ts *testscript.TestScript, command string) string {
 	if root == "" {
 		return command
 	}
-	command = strings.ReplaceAll(command, "/run/credential-broker/", filepath.Dir(ts.Getenv("SOCKET"))+"/")
-	command = offline.ReplaceAllString(command, "broker check$1 --config /etc/credential-broker/broker.yaml")
+	command = strings.ReplaceAll(command, "/run/credential-broker", filepath.Dir(ts.Getenv("SOCKET")))
+	command = offline.ReplaceAllString(command, "broker $1 --config /etc/credential-broker/broker.yaml")
 	return installed.ReplaceAllString(command, "${1}"+root+"/$2")
+}
+
+// writeRecipient is "recipient IDENTITY FILE": what age-keygen -y prints.
+func writeRecipient(ts *testscript.TestScript, _ bool, args []string) {
+	identity, err := agefile.ParseX25519Identity(strings.TrimSpace(ts.ReadFile(args[0])))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(identity.Recipient().String()+"\n"), 0o600))
 }
