@@ -1,14 +1,18 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"testing"
 
 	agefile "filippo.io/age"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"credentialbroker/api/client"
 )
 
 // installed are the places of an installed host that a page's commands name.
@@ -74,4 +78,36 @@ func writeRecipient(ts *testscript.TestScript, _ bool, args []string) {
 	identity, err := agefile.ParseX25519Identity(strings.TrimSpace(ts.ReadFile(args[0])))
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(identity.Recipient().String()+"\n"), 0o600))
+}
+
+// TestErrorsPage holds the page of errors against the code: each code has a
+// row, with the status and the exit code that it really has, and none is made up.
+func TestErrorsPage(t *testing.T) {
+	source, err1 := os.ReadFile("../../api/client/problem.go")
+	page, err2 := os.ReadFile("../../docs/errors.md")
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	rows := map[string][]string{}
+	for line := range strings.Lines(string(page)) {
+		if m := regexp.MustCompile("^\\| <a id=\"([a-z_]+)\"></a>`([a-z_]+)` \\|").FindStringSubmatch(line); m != nil && m[1] == m[2] {
+			cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+			rows[m[1]] = cells
+		}
+	}
+	codes := regexp.MustCompile(`Code = "([a-z_]+)"`).FindAllStringSubmatch(string(source), -1)
+	if len(codes) < 17 || len(rows) != len(codes) {
+		t.Errorf("%d codes, %d rows", len(codes), len(rows))
+	}
+	for _, m := range codes {
+		code := client.Code(m[1])
+		cells := rows[m[1]]
+		if len(cells) != 5 {
+			t.Errorf("%s has no row of five cells: %q", code, cells)
+			continue
+		}
+		if exit := fmt.Sprint(exitCode(&client.Problem{Code: code})); cells[1] != fmt.Sprint(code.Status()) || !strings.HasPrefix(strings.TrimSpace(cells[4]), exit) {
+			t.Errorf("%s: status %d, exit code %s; the page says %s, %s", code, code.Status(), exit, cells[1], cells[4])
+		}
+	}
 }
