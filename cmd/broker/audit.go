@@ -126,7 +126,7 @@ func printVerdict(out io.Writer, v *client.Verdict) {
 		fmt.Fprintf(out, "%s: an unfinished line at the end, as a killed daemon leaves behind; the next start sets it aside\n", v.Partial)
 	}
 	for _, p := range v.Problems {
-		fmt.Fprintf(out, "WRONG: %s:%d: %s: %s\n", p.File, p.Line, p.What, p.Means)
+		fmt.Fprintf(out, "WRONG: %s\n", audit.Problem{File: p.File, Line: p.Line, What: p.What, Means: p.Means})
 	}
 	if v.More > 0 {
 		fmt.Fprintf(out, "and %d more\n", v.More)

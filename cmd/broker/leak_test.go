@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -299,40 +298,6 @@ func play(ts *testscript.TestScript, terminal *os.File, answers []string, end st
 		ts.Check(err)
 	}
 	return all.String(), answers
-}
-
-// runPage is "page FILE SKIP…": it runs the commands that a page of the
-// documentation shows, as they stand there, but for those that are skipped,
-// which have to be there too.
-func runPage(ts *testscript.TestScript, _ bool, args []string) {
-	skip := args[1:]
-	text, err := os.ReadFile(filepath.Join(ts.Getenv("SRC"), "docs", args[0]))
-	ts.Check(err)
-	ran := 0
-	for n, block := range strings.Split(string(text), "```") {
-		block, isConsole := strings.CutPrefix(block, "console\n")
-		if n%2 == 0 || !isConsole {
-			continue
-		}
-		for line := range strings.Lines(block) {
-			command, _, _ := strings.Cut(strings.TrimSpace(line), " #")
-			if command = strings.TrimSpace(command); command == "" {
-				continue
-			}
-			if i := slices.Index(skip, command); i >= 0 {
-				skip = slices.Delete(slices.Clone(skip), i, i+1)
-				continue
-			}
-			ts.Logf("$ %s", command)
-			if err := ts.Exec("sh", "-ec", command); err != nil {
-				ts.Fatalf("%s: %v", command, err)
-			}
-			ran++
-		}
-	}
-	if ran == 0 || len(skip) > 0 {
-		ts.Fatalf("%d commands ran; not found: %q", ran, skip)
-	}
 }
 
 // A daemon that has gone is told from one that does not let us in.

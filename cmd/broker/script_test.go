@@ -58,7 +58,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"demo": startDemo, "finish": killDaemon, "code": exitsWith,
 			"issuer": startIssuer, "serve": startServe, "register": registerKey, "call": callAPI, "person": playPerson, "talk": talk, "converse": talkWith, "incidents": startIncidents, "page": runPage, "rotates": playRotation,
-			"pack": packFile, "shown": runShown, "run": runPageOf,
+			"pack": packFile, "shown": runShown, "run": runPageOf, "recipient": writeRecipient,
 		},
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,7 +51,7 @@ func TestSpool(t *testing.T) {
 	if code != exitTryAgain || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "ict_iam@vdab.be") || !strings.Contains(out, "BEVEILIGINGSMELDING") || !strings.Contains(out, "+32 2 000 00 00") {
 		t.Errorf("without a state directory: %d\n%s", code, out)
 	}
-	for _, want := range []string{"systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker.service", "FILL IN: the client id of vdab at VDAB\n", "issued on", "still in use"} {
+	for _, want := range []string{"systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service", "FILL IN: the client id of vdab at VDAB\n", "issued on", "still in use"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -89,6 +90,19 @@ func TestSpool(t *testing.T) {
 	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "--config FILE") || !strings.Contains(out, "- VDAB: ict_iam@vdab.be, security@vdab.be\n") ||
 		!strings.Contains(out, "systemctl stop credential-broker.socket") {
 		t.Errorf("without a configuration: %d\n%s", code, out)
+	}
+}
+
+// Whoever stops hand-outs stops every socket that starts the daemon.
+func TestStopByHandStopsEverySocket(t *testing.T) {
+	sockets, err := filepath.Glob("../../configs/systemd/*.socket")
+	if err != nil || len(sockets) < 3 {
+		t.Fatal(sockets, err)
+	}
+	for _, s := range sockets {
+		if !strings.Contains(stopByHand, " "+filepath.Base(s)+" ") {
+			t.Errorf("%s would start it again: %s", filepath.Base(s), stopByHand)
+		}
 	}
 }
 
