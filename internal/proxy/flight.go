@@ -92,7 +92,7 @@ func (rt *route) takes(x *call) bool {
 		return true
 	}
 	_, err := rt.target(x.in)
-	return err == nil && rt.Client == x.rt.Client && rt.Upstream == x.rt.Upstream
+	return err == nil && rt.Client == x.rt.Client && rt.Upstream == x.rt.Upstream && rt.UpstreamUser == x.rt.UpstreamUser
 }
 
 // request is what the call asks the broker for.
