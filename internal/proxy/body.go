@@ -201,14 +201,19 @@ func (p *patient) ready() error {
 }
 
 // information is what the API says of a refusal in moreInformation (API
-// Connect), or "". The body can be read from its beginning afterwards.
+// Connect), or "". The body can be read from its beginning afterwards, and
+// breaks off where it did: status and challenge say enough without it.
 func (x *call) information(resp *http.Response) (string, error) {
 	const most = 16 << 10
 	start, err := io.ReadAll(io.LimitReader(resp.Body, most))
-	if err != nil {
+	if err != nil && x.ctx.Err() != nil {
 		return "", err
 	}
-	resp.Body = &rewound{io.MultiReader(bytes.NewReader(start), resp.Body), resp.Body}
+	rest := io.Reader(resp.Body)
+	if err != nil {
+		rest = broken{err}
+	}
+	resp.Body = &rewound{io.MultiReader(bytes.NewReader(start), rest), resp.Body}
 	if strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
 		if z, err := gzip.NewReader(bytes.NewReader(start)); err == nil {
 			start, _ = io.ReadAll(io.LimitReader(z, most))
@@ -241,3 +246,8 @@ func aboutToken(challenges []string) bool {
 	}
 	return false
 }
+
+// broken is the rest of a body that has broken off.
+type broken struct{ error }
+
+func (b broken) Read([]byte) (int, error) { return 0, b.error }

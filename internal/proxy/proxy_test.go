@@ -226,6 +226,7 @@ func TestRefusedToken(t *testing.T) {
 		{"bare challenge", "GET", "", `Bearer realm="x"`, "", false, 2, 2, 200},
 		{"more information beside another scheme", "GET", "", `Basic realm="x"`, said, false, 2, 2, 200},
 		{"nothing said", "DELETE", "", "", "", false, 2, 2, 200},
+		{"breaks off", "GET", "", "", "{", false, 2, 2, 200},
 		{"small body", "PUT", "hello", "", said, false, 2, 2, 200},
 		{"large body", "PUT", strings.Repeat("x", maxReplay+1), "", said, false, 1, 2, 401},
 		{"not idempotent", "POST", "", "", said, false, 1, 2, 401},
@@ -245,6 +246,13 @@ func TestRefusedToken(t *testing.T) {
 			if !spoiled.Load() {
 				tokens[r.Header.Get("Authorization")] = true
 			} else if c.always || tokens[r.Header.Get("Authorization")] {
+				if c.name == "breaks off" {
+					w.Header().Set("Content-Length", "20000")
+					defer func() {
+						_ = http.NewResponseController(w).Flush()
+						panic(http.ErrAbortHandler)
+					}()
+				}
 				refuse(w, c.challenge, c.answer)
 			}
 		}), nil)
