@@ -230,6 +230,9 @@ func (c *Change) Commit() {
 			s.doors[at] = d
 			s.fresh = append(s.fresh, d)
 		}
+		if old := d.route.Load(); old != nil {
+			r.goOn(old.status())
+		}
 		if old := d.route.Swap(r); old != nil {
 			old.retire()
 		}
@@ -293,7 +296,7 @@ func (s *Server) serve(ctx context.Context, d *door) error {
 // Status is what one route does.
 type Status struct {
 	Client, Name, Socket, Upstream string
-	Requests                       int64 // since the route was configured so
+	Requests                       int64 // since the route leads there
 	Failed                         int64 // of them, for want of the API's answer
 	Error                          string
 	ErrorAt                        time.Time // of Error, the last one; zero: none

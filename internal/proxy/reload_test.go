@@ -55,6 +55,11 @@ func TestReload(t *testing.T) {
 		t.Errorf("%d series for one route", n)
 	}
 
+	// A reload that changes nothing forgets no figures.
+	if w.route(two); w.proxy.Status()[0].Requests != 1 {
+		t.Errorf("after a reload: %+v", w.proxy.Status())
+	}
+
 	// The same socket, and another API behind it: the connection stays.
 	app := via(two.Socket)
 	for _, c := range []struct{ name, upstream, want string }{{"two", other.URL, "two"}, {"three", w.startAPI(named("three")).URL, "three"}} {

@@ -138,6 +138,15 @@ func (rt *route) status() Status {
 	return rt.state
 }
 
+// goOn takes the figures of the same route before a reload.
+func (rt *route) goOn(old Status) {
+	rt.mu.Lock()
+	defer rt.mu.Unlock()
+	if now := rt.state; now.Client == old.Client && now.Name == old.Name && now.Upstream == old.Upstream {
+		rt.state = old
+	}
+}
+
 // buffers are httputil's.
 type buffers struct{ pool sync.Pool }
 
