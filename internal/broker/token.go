@@ -105,7 +105,7 @@ func (b *Broker) give(ctx context.Context, to taker, s access.Surface, f *found)
 	if f.held == nil {
 		h = b.keyHolders(f.cl.state, f.live)
 	} else {
-		h, g.Token, g.Expires = &f.held.holding, f.held.token, f.held.token.Expires
+		h, g.Token, g.Expires, g.renew = &f.held.holding, f.held.token, f.held.token.Expires, f.held.forUnits()
 	}
 	if err := b.handOver(ctx, to, s, h, f.now); err != nil {
 		return nil, err

@@ -20,6 +20,8 @@ import (
 // Rules of this file:
 //   - a unit is restarted when there is another value than the one it read,
 //     only if it runs, and at most once a minute;
+//   - whoever uses a client can have its tokens replaced before their time: that
+//     restarts a unit now and then, ever less often, and not each time;
 //   - that it read the new value is known, since it asks for it;
 //   - a unit that does not come back is left alone, with an alarm. When it
 //     starts again, it is looked after again;
@@ -43,10 +45,12 @@ type keeper struct {
 type kept struct {
 	peer
 	Seen    string    `json:"seen"`             // what it was: a fingerprint and a version
+	Version string    `json:"version"`          // the version alone
 	Expires time.Time `json:"expires,omitzero"` // when it ends
 	Read    time.Time `json:"read"`
 
 	end    clock.Reading // Expires, on both clocks; zero after a start of the daemon
+	due    clock.Reading // when it is replaced if nothing happens
 	old    bool          // from before the start of the daemon
 	reads  int
 	change chan struct{} // closed, and made anew, when it is read
@@ -56,6 +60,10 @@ type kept struct {
 type unit struct {
 	turn chan struct{} // holds the one who restarts it
 	last time.Time     // of the last restart
+
+	early    time.Time // the last restart for a token that was replaced before its time
+	patience time.Duration
+	told     bool // that the next one waits for it
 }
 
 const (
@@ -69,7 +77,12 @@ const (
 	// again is when a restart is tried again that systemd did not take up;
 	// it doubles up to longest.
 	again, longest = time.Minute, 15 * time.Minute
-	manyKept       = 1024
+	// firstHold is between restarts for tokens that were replaced before their
+	// time; it doubles up to longestHold, and begins anew after a day without.
+	firstHold, longestHold, day = 10 * time.Minute, 6 * time.Hour, 24 * time.Hour
+	// lookAgain is for what is there and not read yet.
+	lookAgain = 20 * time.Second
+	manyKept  = 1024
 )
 
 func newKeeper(c Config) *keeper {
@@ -120,7 +133,8 @@ func (k *keeper) read(p peer, s broker.Sight) {
 		k.known[p.key()] = one
 		k.fresh <- one // there is room for all that are known
 	}
-	one.Seen, one.end, one.Expires, one.Read = s.Name, s.Expires, s.Expires.Wall, k.c.Clock.Now().Wall
+	one.Seen, one.Version, one.Read = s.Name, s.Version, k.c.Clock.Now().Wall
+	one.Expires, one.end, one.due = s.Expires.Wall, s.Expires, s.Renew
 	one.reads++
 	close(one.change)
 	one.change = make(chan struct{})
@@ -179,6 +193,12 @@ func (k *keeper) follow(ctx context.Context, one *kept) {
 			}
 			if said = false; err == nil {
 				wait = again
+				if k.now(one).Seen != s.Name { // it may wait, or have read the next one
+					if !pause(ctx, lookAgain) {
+						return
+					}
+					w = k.c.Broker.WatchUnit(one.UnitCredential)
+				}
 				continue
 			}
 			if wait == again {
@@ -209,10 +229,69 @@ func (k *keeper) ends(one *kept) string {
 
 // renew has the unit read s, if it has not. It does not stay if it is let go.
 func (k *keeper) renew(ctx context.Context, one *kept, s broker.Sight) (stays bool, err error) {
-	if now := k.now(one); now.Seen == s.Name || !pause(ctx, k.jitter(now.end)) {
+	now := k.now(one)
+	if now.Seen == s.Name {
+		return true, nil
+	}
+	if wait := k.early(one, s); wait > 0 {
+		k.hold(one, wait)
+		return true, nil
+	}
+	if !pause(ctx, k.jitter(now.end)) {
 		return true, nil
 	}
 	return k.restart(ctx, one, s)
+}
+
+// early is how long the unit keeps what it has, though there is s: of the same
+// version, and before its time.
+func (k *keeper) early(one *kept, s broker.Sight) time.Duration {
+	now := k.c.Clock.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if one.Version != s.Version {
+		return 0
+	}
+	u := k.unit(one)
+	return min(one.due.Until(now), u.patience-time.Since(u.early))
+}
+
+// hold says, once, that the unit keeps what it has.
+func (k *keeper) hold(one *kept, wait time.Duration) {
+	k.mu.Lock()
+	u := k.unit(one)
+	told := u.told
+	u.told = true
+	k.mu.Unlock()
+	if !told {
+		k.alarm(one, "held", fmt.Sprintf("%s holds %s of %s that was replaced before its time, rejected or revoked, as the one before%s: it is restarted in %s; token.rejected in broker audit tail says whose word that is",
+			one.Unit, one.What, one.Client, k.ends(one), wait.Round(time.Minute)))
+	}
+}
+
+// spend notes that the unit, which had before, is restarted for s: if early,
+// the next such restart has to wait.
+func (k *keeper) spend(u *unit, before kept, s broker.Sight) {
+	if before.Version != s.Version || before.due.Until(k.c.Clock.Now()) <= 0 {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if time.Since(u.early) > day {
+		u.patience = 0
+	}
+	u.early, u.patience, u.told = time.Now(), min(max(2*u.patience, firstHold), longestHold), false
+}
+
+// unit is what one shares with the unit's other credentials; the caller holds
+// k.mu.
+func (k *keeper) unit(one *kept) *unit {
+	u := k.units[one.Unit]
+	if u == nil {
+		u = &unit{turn: make(chan struct{}, 1)}
+		k.units[one.Unit] = u
+	}
+	return u
 }
 
 // jitter keeps units apart that read the same, and yet before the end.
@@ -228,11 +307,7 @@ func (k *keeper) jitter(end clock.Reading) time.Duration {
 // it has read them. It is false if the unit does not run, or did not come back.
 func (k *keeper) restart(ctx context.Context, one *kept, s broker.Sight) (bool, error) {
 	k.mu.Lock()
-	u := k.units[one.Unit]
-	if u == nil {
-		u = &unit{turn: make(chan struct{}, 1)}
-		k.units[one.Unit] = u
-	}
+	u := k.unit(one)
 	k.mu.Unlock()
 	select {
 	case u.turn <- struct{}{}:
@@ -244,7 +319,7 @@ func (k *keeper) restart(ctx context.Context, one *kept, s broker.Sight) (bool, 
 		return true, ctx.Err()
 	}
 	before := k.now(one)
-	if before.Seen == s.Name { // another of its credentials was first
+	if before.Seen == s.Name || k.early(one, s) > 0 { // another of its credentials was first
 		return true, nil
 	}
 	state, err := k.bus.state(ctx, one.Unit)
@@ -259,6 +334,7 @@ func (k *keeper) restart(ctx context.Context, one *kept, s broker.Sight) (bool, 
 	if err := k.bus.restart(ctx, one.Unit); err != nil {
 		return true, err
 	}
+	k.spend(u, before, s)
 	if k.came(ctx, one, before.reads) {
 		k.note(audit.Event{Type: audit.UnitRestarted, Client: one.Client, Detail: map[string]string{"unit": one.Unit, "credential": one.Name}})
 		k.c.Log.Info("a unit was restarted and has read its new credential", "unit", one.Unit, "credential", one.Name)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/fake"
 )
@@ -164,6 +165,48 @@ func TestDaemonRestart(t *testing.T) {
 		w.sleep(20 * time.Minute)
 		if life(t, w.holds(web, "vdab.token")) < 0 {
 			t.Error("it was not restarted when there was a token again")
+		}
+	})
+}
+
+// Whoever may use a client can have its tokens replaced, all the time: that is
+// no way to restart other people's units.
+func TestRejections(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.issuer.Set(fake.Fault{Lifetime: 12 * time.Hour})
+		w.boot("web.service", "vdab.token", "vdab.headers")
+		reject := func(d time.Duration) {
+			for begin := time.Now(); time.Since(begin) < d; w.sleep(61 * time.Second) {
+				c := w.caller()
+				c.UID, c.Unit = 0, ""
+				g, err := w.broker.Token(t.Context(), c, broker.Request{Client: "vdab", Surface: access.Token})
+				if err == nil {
+					_, err = w.broker.Reject(t.Context(), c, broker.Rejection{Client: "vdab", Fingerprint: g.Token.Fingerprint, Status: 401})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = c.Close()
+			}
+		}
+		reject(2 * time.Minute)
+		if n := w.restarted(); n != 1 || len(w.alarms()) > 0 {
+			t.Errorf("%d restarts for one token that was refused: %v", n, w.alarms())
+		}
+		reject(10 * time.Hour)
+		a := w.alarms()
+		if n := w.restarted(); n < 4 || n > 7 {
+			t.Errorf("%d restarts in ten hours", n)
+		}
+		if len(a) == 0 || len(a) > 7 || !strings.HasPrefix(a[0], "held: web.service") || !strings.Contains(a[0], "broker audit tail") {
+			t.Errorf("%d alarms: %v", len(a), a)
+		}
+		before := w.restarted()
+		w.key("api-key-2-9c0d1")
+		w.sleep(7 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts for a rotation meanwhile", n)
 		}
 	})
 }
