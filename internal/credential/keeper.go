@@ -47,11 +47,12 @@ type kept struct {
 	Seen    string    `json:"seen"`             // what it was: a fingerprint and a version
 	Version string    `json:"version"`          // the version alone
 	Expires time.Time `json:"expires,omitzero"` // when it ends
+	Due     time.Time `json:"due,omitzero"`     // when it is replaced if nothing happens
 	Read    time.Time `json:"read"`
 
-	end    clock.Reading // Expires, on both clocks; zero after a start of the daemon
-	due    clock.Reading // when it is replaced if nothing happens
-	old    bool          // from before the start of the daemon
+	end    clock.Reading // Expires, on both clocks
+	due    clock.Reading // Due, likewise
+	old    bool          // read before the start of the daemon, and good for all that is known
 	reads  int
 	change chan struct{} // closed, and made anew, when it is read
 }
@@ -97,6 +98,10 @@ func newKeeper(c Config) *keeper {
 	}
 	for _, one := range list {
 		if one != nil && len(k.known) < manyKept {
+			now := c.Clock.Now()
+			if !one.Expires.IsZero() {
+				one.end, one.due = now.Add(one.Expires.Sub(now.Wall)), now.Add(one.Due.Sub(now.Wall))
+			}
 			one.old, one.change = true, make(chan struct{})
 			k.known[one.key()] = one
 			k.fresh <- one
@@ -134,7 +139,8 @@ func (k *keeper) read(p peer, s broker.Sight) {
 		k.fresh <- one // there is room for all that are known
 	}
 	one.Seen, one.Version, one.Read = s.Name, s.Version, k.c.Clock.Now().Wall
-	one.Expires, one.end, one.due = s.Expires.Wall, s.Expires, s.Renew
+	one.Expires, one.end, one.Due, one.due = s.Expires.Wall, s.Expires, s.Renew.Wall, s.Renew
+	one.old = false
 	one.reads++
 	close(one.change)
 	one.change = make(chan struct{})
@@ -175,7 +181,7 @@ func (k *keeper) now(one *kept) kept {
 
 // follow keeps one credential up to date for as long as its entry says so.
 func (k *keeper) follow(ctx context.Context, one *kept) {
-	if one.old && !pause(ctx, settle) {
+	if k.now(one).old && !pause(ctx, settle) {
 		return
 	}
 	w, wait, said := k.c.Broker.WatchUnit(one.UnitCredential), again, false
@@ -214,6 +220,9 @@ func (k *keeper) follow(ctx context.Context, one *kept) {
 			return
 		case e.Code == client.Quarantined && !said:
 			said = true
+			k.mu.Lock()
+			one.old = false // what it holds may be revoked
+			k.mu.Unlock()
 			k.alarm(one, "quarantined", fmt.Sprintf("%s holds %s of the quarantined client %s, which cannot be taken back%s: systemctl stop %s ends its use",
 				one.Unit, one.What, one.Client, k.ends(one), one.Unit))
 		}
@@ -234,7 +243,9 @@ func (k *keeper) renew(ctx context.Context, one *kept, s broker.Sight) (stays bo
 		return true, nil
 	}
 	if wait := k.early(one, s); wait > 0 {
-		k.hold(one, wait)
+		if !now.old {
+			k.hold(one, wait)
+		}
 		return true, nil
 	}
 	if !pause(ctx, k.jitter(now.end)) {
@@ -251,6 +262,9 @@ func (k *keeper) early(one *kept, s broker.Sight) time.Duration {
 	defer k.mu.Unlock()
 	if one.Version != s.Version {
 		return 0
+	}
+	if one.old { // this daemon's token is another one, which says nothing of that one
+		return one.due.Until(now)
 	}
 	u := k.unit(one)
 	return min(one.due.Until(now), u.patience-time.Since(u.early))

@@ -141,8 +141,8 @@ func TestQuarantine(t *testing.T) {
 	})
 }
 
-// The daemon's own restart forgets no unit; an outage of the issuer restarts
-// none.
+// The daemon's own restart forgets no unit, and restarts none whose token is
+// good; an outage of the issuer restarts none.
 func TestDaemonRestart(t *testing.T) {
 	inWorld(t, func(w *world) {
 		t := w.t
@@ -151,9 +151,32 @@ func TestDaemonRestart(t *testing.T) {
 		w.stop()
 		w.start()
 		before := w.restarted()
-		w.sleep(3 * time.Minute) // its first token of its own is another one
-		if n := w.restarted() - before; n != 1 || life(t, w.holds(web, "vdab.token")) < 0 {
+		w.sleep(7 * time.Minute) // its first token of its own is another one
+		if n := w.restarted() - before; n != 0 || w.holds(web, "vdab.token") == "" {
 			t.Errorf("%d restarts", n)
+		}
+		w.sleep(6 * time.Minute)
+		if n := w.restarted() - before; n == 0 || n > 2 || life(t, w.holds(web, "vdab.token")) < time.Minute {
+			t.Errorf("%d restarts, %v left", n, life(t, w.holds(web, "vdab.token")))
+		}
+		before = w.restarted()
+		w.stop()
+		w.key("api-key-2-9c0d1")
+		w.start()
+		w.sleep(2 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts for a version that came meanwhile", n)
+		}
+		w.stop()
+		w.start()
+		w.sleep(time.Minute)
+		before = w.restarted()
+		w.broker.Contain(map[string]string{"vdab": "2026-0001"})
+		w.sleep(time.Minute)
+		w.broker.Contain(nil)
+		w.sleep(2 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts after a quarantine, which may have ended the unit's token", n)
 		}
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
 		before = w.restarted()
