@@ -140,7 +140,7 @@ func (b *Broker) WatchUnit(u UnitCredential) *Watch {
 const noUser = ^uint32(0)
 
 func errNotFollowed(u UnitCredential) error {
-	return &Error{Code: client.NotAllowed, Detail: "no allow entry of " + u.Client + " lets " + u.Unit + " be restarted any more"}
+	return &Error{Code: client.NotAllowed, RetryAfter: lookEvery, Detail: "no allow entry of " + u.Client + " lets " + u.Unit + " be restarted any more"}
 }
 
 // Look is Next without the hand-over: it says what there is, at once at first,

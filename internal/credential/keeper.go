@@ -3,9 +3,6 @@ package credential
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"time"
@@ -164,12 +161,23 @@ func (k *keeper) save() {
 	k.written = err
 }
 
-// forget lets go of a credential.
-func (k *keeper) forget(one *kept) {
+// forget lets go of a credential, unless it was read once more than reads.
+func (k *keeper) forget(one *kept, reads int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if one.reads != reads {
+		return false
+	}
 	delete(k.known, one.key())
 	k.save()
+	return true
+}
+
+// clear takes back what is wrong with a credential.
+func (k *keeper) clear(one *kept) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.wrong, one.key())
 }
 
 // now is what is known of one.
@@ -177,211 +185,6 @@ func (k *keeper) now(one *kept) kept {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return *one
-}
-
-// follow keeps one credential up to date for as long as its entry says so.
-func (k *keeper) follow(ctx context.Context, one *kept) {
-	if k.now(one).old && !pause(ctx, settle) {
-		return
-	}
-	w, wait, said := k.c.Broker.WatchUnit(one.UnitCredential), again, false
-	for {
-		s, err := w.Look(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		var e *broker.Error
-		switch {
-		case err == nil:
-			stays, err := k.renew(ctx, one, s)
-			if ctx.Err() != nil || !stays {
-				return
-			}
-			if said = false; err == nil {
-				wait = again
-				if k.now(one).Seen != s.Name { // it may wait, or have read the next one
-					if !pause(ctx, lookAgain) {
-						return
-					}
-					w = k.c.Broker.WatchUnit(one.UnitCredential)
-				}
-				continue
-			}
-			if wait == again {
-				k.alarm(one, "failed", fmt.Sprintf("%s cannot be restarted, and %s of %s that it holds%s: %v", one.Unit, one.What, one.Client, k.ends(one), err))
-			}
-			if !pause(ctx, wait) {
-				return
-			}
-			wait, w = min(2*wait, longest), k.c.Broker.WatchUnit(one.UnitCredential) // which looks at the entry too
-		case !errors.As(err, &e):
-		case e.Code == client.NotAllowed:
-			k.forget(one)
-			return
-		case e.Code == client.Quarantined && !said:
-			said = true
-			k.mu.Lock()
-			one.old = false // what it holds may be revoked
-			k.mu.Unlock()
-			k.alarm(one, "quarantined", fmt.Sprintf("%s holds %s of the quarantined client %s, which cannot be taken back%s: systemctl stop %s ends its use",
-				one.Unit, one.What, one.Client, k.ends(one), one.Unit))
-		}
-	}
-}
-
-func (k *keeper) ends(one *kept) string {
-	if now := k.now(one); !now.Expires.IsZero() {
-		return " (it ends at " + now.Expires.UTC().Format(time.RFC3339) + ")"
-	}
-	return ""
-}
-
-// renew has the unit read s, if it has not. It does not stay if it is let go.
-func (k *keeper) renew(ctx context.Context, one *kept, s broker.Sight) (stays bool, err error) {
-	now := k.now(one)
-	if now.Seen == s.Name {
-		return true, nil
-	}
-	if wait := k.early(one, s); wait > 0 {
-		if !now.old {
-			k.hold(one, wait)
-		}
-		return true, nil
-	}
-	if !pause(ctx, k.jitter(now.end)) {
-		return true, nil
-	}
-	return k.restart(ctx, one, s)
-}
-
-// early is how long the unit keeps what it has, though there is s: of the same
-// version, and before its time.
-func (k *keeper) early(one *kept, s broker.Sight) time.Duration {
-	now := k.c.Clock.Now()
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if one.Version != s.Version {
-		return 0
-	}
-	if one.old { // this daemon's token is another one, which says nothing of that one
-		return one.due.Until(now)
-	}
-	u := k.unit(one)
-	return min(one.due.Until(now), u.patience-time.Since(u.early))
-}
-
-// hold says, once, that the unit keeps what it has.
-func (k *keeper) hold(one *kept, wait time.Duration) {
-	k.mu.Lock()
-	u := k.unit(one)
-	told := u.told
-	u.told = true
-	k.mu.Unlock()
-	if !told {
-		k.alarm(one, "held", fmt.Sprintf("%s holds %s of %s that was replaced before its time, rejected or revoked, as the one before%s: it is restarted in %s; token.rejected in broker audit tail says whose word that is",
-			one.Unit, one.What, one.Client, k.ends(one), wait.Round(time.Minute)))
-	}
-}
-
-// spend notes that the unit, which had before, is restarted for s: if early,
-// the next such restart has to wait.
-func (k *keeper) spend(u *unit, before kept, s broker.Sight) {
-	if before.Version != s.Version || before.due.Until(k.c.Clock.Now()) <= 0 {
-		return
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if time.Since(u.early) > day {
-		u.patience = 0
-	}
-	u.early, u.patience, u.told = time.Now(), min(max(2*u.patience, firstHold), longestHold), false
-}
-
-// unit is what one shares with the unit's other credentials; the caller holds
-// k.mu.
-func (k *keeper) unit(one *kept) *unit {
-	u := k.units[one.Unit]
-	if u == nil {
-		u = &unit{turn: make(chan struct{}, 1)}
-		k.units[one.Unit] = u
-	}
-	return u
-}
-
-// jitter keeps units apart that read the same, and yet before the end.
-func (k *keeper) jitter(end clock.Reading) time.Duration {
-	most := spread
-	if !end.IsZero() {
-		most = max(0, min(most, end.Until(k.c.Clock.Now())/4))
-	}
-	return rand.N(most + 1) // #nosec G404 -- spreads load
-}
-
-// restart restarts the unit, once for all of its credentials, and waits until
-// it has read them. It is false if the unit does not run, or did not come back.
-func (k *keeper) restart(ctx context.Context, one *kept, s broker.Sight) (bool, error) {
-	k.mu.Lock()
-	u := k.unit(one)
-	k.mu.Unlock()
-	select {
-	case u.turn <- struct{}{}:
-		defer func() { <-u.turn }()
-	case <-ctx.Done():
-		return true, ctx.Err()
-	}
-	if !u.last.IsZero() && !pause(ctx, shortest-time.Since(u.last)) {
-		return true, ctx.Err()
-	}
-	before := k.now(one)
-	if before.Seen == s.Name || k.early(one, s) > 0 { // another of its credentials was first
-		return true, nil
-	}
-	state, err := k.bus.state(ctx, one.Unit)
-	switch {
-	case err != nil:
-		return true, err
-	case state == "inactive" || state == "failed":
-		k.forget(one) // whoever starts it again reads what there is then
-		return false, nil
-	}
-	u.last = time.Now()
-	if err := k.bus.restart(ctx, one.Unit); err != nil {
-		return true, err
-	}
-	k.spend(u, before, s)
-	if k.came(ctx, one, before.reads) {
-		k.note(audit.Event{Type: audit.UnitRestarted, Client: one.Client, Detail: map[string]string{"unit": one.Unit, "credential": one.Name}})
-		k.c.Log.Info("a unit was restarted and has read its new credential", "unit", one.Unit, "credential", one.Name)
-		return true, nil
-	}
-	if ctx.Err() != nil {
-		return true, ctx.Err()
-	}
-	if state, err = k.bus.state(ctx, one.Unit); err != nil {
-		state = "unknown"
-	}
-	k.alarm(one, "lost", fmt.Sprintf("%s was restarted for a new %s and has not read it (it is %s): it is left alone; journalctl -u %s says why", one.Unit, one.Name, state, one.Unit))
-	k.forget(one)
-	return false, nil
-}
-
-// came waits until the credential was read once more.
-func (k *keeper) came(ctx context.Context, one *kept, before int) bool {
-	timer := time.NewTimer(comeBack)
-	defer timer.Stop()
-	for {
-		now := k.now(one)
-		if now.reads > before {
-			return true
-		}
-		select {
-		case <-now.change:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
 }
 
 // alarm records what a person has to look at, and keeps it for the status.

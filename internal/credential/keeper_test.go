@@ -2,6 +2,9 @@ package credential
 
 import (
 	"encoding/base64"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +191,75 @@ func TestDaemonRestart(t *testing.T) {
 		w.sleep(20 * time.Minute)
 		if life(t, w.holds(web, "vdab.token")) < 0 {
 			t.Error("it was not restarted when there was a token again")
+		}
+	})
+}
+
+// A reload that takes a unit's entry away, by mistake perhaps, is told of while
+// the unit holds what ends; when it is mended the unit is looked after again.
+func TestUncovered(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		state := func() string {
+			b, err := os.ReadFile(filepath.Join(w.dir, "units.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		without := entries()
+		without[1].Restart, without[2].Restart = false, false
+		web := w.boot("web.service", "vdab.token")
+		w.boot("key.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		w.apply(without)
+		w.sleep(3 * time.Minute)
+		a := w.alarms()
+		if len(a) != 1 || !strings.HasPrefix(a[0], "not_allowed: web.service holds token of vdab (it ends at 20") || len(w.room.Findings()) != 1 {
+			t.Errorf("%v, %v", a, w.room.Findings())
+		}
+		w.apply(entries())
+		w.sleep(time.Minute)
+		if f := w.room.Findings(); len(f) != 0 || w.restarted() != 0 {
+			t.Errorf("%v, %d restarts", f, w.restarted())
+		}
+		w.sleep(15 * time.Minute)
+		if life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Error("it is not looked after any more")
+		}
+		w.apply(without)
+		w.sleep(2 * time.Hour)
+		w.apply(entries())
+		w.key("api-key-2-9c0d1")
+		w.sleep(7 * time.Minute)
+		if life(t, w.holds(web, "vdab.token")) < 0 || !slices.Contains(w.restarts, "key.service") || len(w.room.Findings()) != 0 {
+			t.Errorf("it is not looked after any more: %v, %v", w.restarts, w.room.Findings())
+		}
+		w.boot("once.service", "vdab.api-key") // refused
+		w.apply(append(without, access.Entry{Unit: "once.service", Surfaces: []access.Surface{access.Credential, access.APIKey}}))
+		w.boot("once.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		if s := state(); strings.Contains(s, "once.service") || !strings.Contains(s, "web.service") || !strings.Contains(s, "key.service") {
+			t.Error("what needs no restart is kept, or what did is not: " + s)
+		}
+		w.sleep(25 * time.Hour)
+		if s := state(); s != "[]" {
+			t.Error("what has ended long ago is kept: " + s)
+		}
+		if a := w.alarms(); len(a) != 3 {
+			t.Error(a)
+		}
+		// Whoever stops a unit first means it.
+		w.apply(entries())
+		web = w.boot("web.service", "vdab.token")
+		w.sleep(time.Minute)
+		w.mu.Lock()
+		web.state = "inactive"
+		w.mu.Unlock()
+		w.apply(without)
+		w.sleep(time.Minute)
+		if a := w.alarms(); len(a) != 3 || strings.Contains(state(), "web.service") {
+			t.Errorf("%v, %s", a, state())
 		}
 	})
 }
