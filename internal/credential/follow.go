@@ -109,8 +109,10 @@ func (f *follower) uncovered(ctx context.Context) (stays bool) {
 	return true
 }
 
-// runs says whether a unit in that state has what it read.
-func runs(state string) bool { return state != "inactive" && state != "failed" }
+// runs says whether a unit in that state goes on with what it read.
+func runs(state string) bool {
+	return state != "inactive" && state != "failed" && state != "deactivating"
+}
 
 func (k *keeper) ends(one *kept) string {
 	if now := k.now(one); !now.Expires.IsZero() {

@@ -35,7 +35,10 @@ type keeper struct {
 	units   map[string]*unit
 	fresh   chan *kept // to be followed
 	wrong   map[string]string
-	written error // of the state file, told once
+	changed bool // since the state file was written
+
+	disk    chan struct{} // holds the one who writes the state file
+	written error         // of that file, told once; for the holder of disk
 }
 
 // kept is one credential that a unit has read.
@@ -84,7 +87,7 @@ const (
 )
 
 func newKeeper(c Config) *keeper {
-	k := &keeper{c: c, bus: manager{address: c.Bus}, known: map[string]*kept{}, units: map[string]*unit{}, fresh: make(chan *kept, manyKept), wrong: map[string]string{}}
+	k := &keeper{c: c, bus: manager{address: c.Bus}, known: map[string]*kept{}, units: map[string]*unit{}, fresh: make(chan *kept, manyKept), wrong: map[string]string{}, disk: make(chan struct{}, 1)}
 	b, err := os.ReadFile(c.State)
 	if err != nil {
 		return k
@@ -123,6 +126,7 @@ func (k *keeper) run(ctx context.Context) {
 
 // read notes that systemd has read a credential for a unit.
 func (k *keeper) read(p peer, s broker.Sight) {
+	defer k.save()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	one := k.known[p.key()]
@@ -142,16 +146,25 @@ func (k *keeper) read(p peer, s broker.Sight) {
 	close(one.change)
 	one.change = make(chan struct{})
 	delete(k.wrong, p.key())
-	k.save()
+	k.changed = true
 }
 
-// save writes the state; the caller holds k.mu.
+// save writes the state. The caller does not hold k.mu: a disk may be slow.
 func (k *keeper) save() {
+	k.disk <- struct{}{}
+	defer func() { <-k.disk }()
+	k.mu.Lock()
+	if !k.changed { // somebody wrote it while we waited
+		k.mu.Unlock()
+		return
+	}
+	k.changed = false
 	list := make([]*kept, 0, len(k.known))
 	for _, one := range k.known {
 		list = append(list, one)
 	}
 	b, err := json.Marshal(list)
+	k.mu.Unlock()
 	if err == nil {
 		err = durable.Replace(k.c.State, b)
 	}
@@ -163,13 +176,14 @@ func (k *keeper) save() {
 
 // forget lets go of a credential, unless it was read once more than reads.
 func (k *keeper) forget(one *kept, reads int) bool {
+	defer k.save()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if one.reads != reads {
 		return false
 	}
 	delete(k.known, one.key())
-	k.save()
+	k.changed = true
 	return true
 }
 

@@ -6,11 +6,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 )
 
@@ -70,6 +73,64 @@ func TestStopped(t *testing.T) {
 		w.sleep(time.Hour)
 		if n := w.restarted(); n < 3 {
 			t.Errorf("%d restarts after its start", n)
+		}
+	})
+}
+
+// A unit that is being stopped is not running; if it starts again meanwhile, it
+// is looked after.
+func TestStopping(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		web := w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		web.state = "deactivating"
+		w.mu.Unlock()
+		w.sleep(14 * time.Minute)
+		if n := w.restarted(); n != 0 || len(w.alarms()) > 0 {
+			t.Errorf("%d restarts of a unit that was being stopped: %v", n, w.alarms())
+		}
+		web = w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		web.state = "inactive" // for whom asks, before it starts by itself
+		w.asked = func() {
+			w.asked = nil
+			w.mu.Unlock()
+			w.begin("web.service", web)
+			w.mu.Lock()
+		}
+		w.mu.Unlock()
+		w.sleep(time.Hour)
+		if n := w.restarted(); n < 3 || life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Errorf("%d restarts after its start", n)
+		}
+	})
+}
+
+// A slow disk under the state holds up nobody but who writes it.
+func TestSlowState(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "units.json")
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(Config{Clock: clock.NewBubble(), State: file})
+		k.disk <- struct{}{} // as a write that takes long
+		var reads sync.WaitGroup
+		for _, unit := range []string{"web.service", "key.service", "once.service"} {
+			p, err := parsePeer("@0/unit/" + unit + "/vdab.api-key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			reads.Go(func() { k.read(p, broker.Sight{Name: "1", Version: "1"}) })
+		}
+		synctest.Wait()
+		if !k.mu.TryLock() {
+			t.Fatal("what is known cannot be looked at")
+		}
+		n := len(k.known)
+		k.mu.Unlock()
+		<-k.disk
+		reads.Wait()
+		if b, err := os.ReadFile(file); err != nil || n != 3 || strings.Count(string(b), ".service") != 3 {
+			t.Errorf("%d, %s, %v", n, b, err)
 		}
 	})
 }
