@@ -118,6 +118,35 @@ func TestServe(t *testing.T) {
 	})
 }
 
+// A refusal is told of until the unit reads, for a day at most: the newest, and
+// however many others there are.
+func TestRefusals(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.ask("once.service", "vdab.token", nil)
+		for i := range manyRefused {
+			w.ask(fmt.Sprintf("stranger@%d.service", i), "vdab.token", nil)
+		}
+		w.sleep(23 * time.Hour)
+		w.broker.Contain(map[string]string{"vdab": "2026-0001"})
+		list := entries()
+		list[0].Restart = true
+		w.apply(list)
+		w.ask("once.service", "vdab.token", nil)
+		if found := fmt.Sprint(w.room.Findings()); !strings.Contains(found, "once.service vdab.token") || strings.Contains(found, "lacks restart") || !strings.Contains(found, "quarantined") {
+			t.Error("the newest refusal is not told of: " + found)
+		}
+		w.sleep(2 * time.Hour)
+		if f := w.room.Findings(); len(f) != 1 {
+			t.Errorf("%d refusals, most of them of yesterday", len(f))
+		}
+		w.ask("late.service", "vdab.token", nil)
+		if found := fmt.Sprint(w.room.Findings()); !strings.Contains(found, "late.service vdab.token") {
+			t.Error("yesterday's refusals leave no room: " + found)
+		}
+	})
+}
+
 // A unit that starts too early waits; not for ever, and not if nobody can help.
 func TestWaits(t *testing.T) {
 	inWorld(t, func(w *world) {
