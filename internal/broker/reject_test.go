@@ -165,6 +165,20 @@ func TestRejectStorm(t *testing.T) {
 	})
 }
 
+// Who complains between another's complaint and its flight joins that.
+func TestRejectTwiceBeforeTheFlight(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		e := w.b.clients.Load().byName["vdab"].find(g.Token.Fingerprint)
+		for range 2 {
+			if wait, _, current := e.rejected(w.b.o.Clock.Now(), g.Token.Fingerprint); wait != 0 || !current {
+				t.Errorf("it waits for %v", wait)
+			}
+		}
+	})
+}
+
 // An API that refuses tokens that are older than a minute, and somebody who
 // says so, have the issuer asked a few times an hour.
 func TestRejectOfOldTokens(t *testing.T) {
