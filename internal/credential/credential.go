@@ -180,7 +180,7 @@ func (r *Room) await(ctx context.Context, caller *access.Caller, u broker.UnitCr
 		var e *broker.Error
 		if errors.As(err, &e) {
 			last = err
-			if e.Code.Status() < 500 && e.Code != client.RateLimited {
+			if e.Code.Status() < 500 {
 				return nil, err
 			}
 		}
