@@ -195,6 +195,8 @@ func TestWarnings(t *testing.T) {
 		{"a route for one", leak + entries("{ user: root, surfaces: [proxy] }") + "    reverse_proxy: [{ name: api, upstream: \"https://a.example\" }]\n", nil},
 		{"a route for nobody", leak + entries("{ user: root, surfaces: [token] }") + "    reverse_proxy: [{ name: api, upstream: \"https://a.example\" }]\n",
 			[]string{"the route \"api\" of the client \"vdab\" serves nobody: no allow entry has the surface proxy"}},
+		{"credential of nothing", leak + entries("{ user: root }", "{ unit: x.service, surfaces: [credential, token] }", "{ unit: y.service, surfaces: [credential], restart: true }",
+			"{ unit: z.service, surfaces: [credential, api-key] }", "{ unit: a.service }"), []string{"allow entry 2 gives x.service nothing by credential"}},
 		{"one secret twice", leak + minimal + strings.Replace(minimal[strings.Index(minimal, "  vdab:"):], "vdab:", "two:", 1), []string{"\"two\" and \"vdab\" have one secret"}},
 	} {
 		cfg, err := load(t, map[string]string{"broker.yaml": c.text})

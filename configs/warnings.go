@@ -148,6 +148,10 @@ func (w *warner) client(name string, c Client, names access.Names) {
 		if who := sharers(e); who != "" {
 			w.warn(c.entry(i), fmt.Sprintf("the client %s: allow entry %d matches %s", quote(name), i+1, who), "")
 		}
+		if slices.Contains(e.Surfaces, access.Credential) && !e.Restart && !slices.Contains(e.Surfaces, access.APIKey) && c.Grant != oidc.NoGrant {
+			w.warn(c.entry(i), fmt.Sprintf("the client %s: allow entry %d gives %s nothing by credential: a token ends while the unit runs", quote(name), i+1, e.Unit),
+				"add restart: true, which has the broker restart the unit for each next token, or the surface api-key; or remove credential")
+		}
 	}
 	for i, f := range c.Files {
 		w.file(c.written[i], name, f, names)

@@ -35,7 +35,8 @@ const (
 
 	flightTimeout = 45 * time.Second
 	youngToken    = 60 * time.Second
-	firstPatience = time.Minute // after a request that the issuer refused, or a young token that an API refused
+	firstPatience = time.Minute     // after a request that the issuer refused, or a token that an API refused
+	oldPatience   = 5 * time.Minute // between tokens that were refused when they were not young
 	longPatience  = 15 * time.Minute
 	idleLifetime  = 15 * time.Minute // for how long an entry without a token counts as read
 	retryIdle     = 30 * time.Second
@@ -85,6 +86,9 @@ type entry struct {
 	reject   struct {
 		last, until clock.Reading
 		patience    time.Duration
+		fingerprint string // of the token that was refused last
+		young       bool   // it was, when it was refused first
+		granted     bool   // it may be replaced
 	}
 
 	due   clock.Reading // the schedule's own
@@ -327,7 +331,8 @@ func (b *Broker) postpone(e *entry, now clock.Reading, err error) {
 // rejected says how long a rejected token has to wait for its replacement;
 // zero: replace it now, or join the flight that does. suspicious is a token
 // that was refused when young. A token that was replaced meanwhile is not
-// current.
+// current. Each token that is refused doubles the patience, once: a young one
+// waits for as long, and so does the one after any.
 func (e *entry) rejected(now clock.Reading, fingerprint string) (wait time.Duration, suspicious, current bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -342,15 +347,20 @@ func (e *entry) rejected(now clock.Reading, fingerprint string) (wait time.Durat
 		r.patience = 0 // nobody complained for a while: begin anew
 	}
 	r.last = now
-	if wait := r.until.Until(now); r.patience > 0 && wait > 0 {
-		return wait, true, true
+	if r.fingerprint != fingerprint {
+		r.fingerprint, r.granted, r.young = fingerprint, false, now.Sub(h.token.Sent) < youngToken
+		if next := max(2*r.patience, firstPatience); r.young {
+			r.patience = min(next, longPatience)
+			r.until = now.Add(r.patience)
+		} else {
+			r.patience = max(r.patience, min(next, oldPatience))
+		}
 	}
-	if now.Sub(h.token.Sent) >= youngToken {
-		return 0, false, true
+	if wait := r.until.Until(now); !r.granted && r.patience > 0 && wait > 0 {
+		return wait, r.young, true
 	}
-	r.patience = min(max(2*r.patience, firstPatience), longPatience)
-	r.until = now.Add(r.patience)
-	return r.patience, true, true
+	r.granted, r.until = true, now.Add(r.patience)
+	return 0, false, true
 }
 
 func latest(a, b clock.Reading) clock.Reading {

@@ -81,25 +81,37 @@ func (b *Broker) DeniedCredential(c *access.Caller, name string) {
 
 // A Sight is what a unit would read now. It holds no value.
 type Sight struct {
-	Name    string        // another one for each value
-	Expires clock.Reading // zero: it does not end
+	Name    string // another one for each value
+	Version string // of the bundle
+	// Renew is when it is replaced if nothing happens; what is replaced earlier
+	// was rejected, revoked or rotated. Zero, as Expires: it does not end.
+	Renew, Expires clock.Reading
 }
 
 // sight is what f looks like from outside.
 func (f *found) sight() Sight {
-	s := Sight{Name: f.name()}
+	s := Sight{Name: f.name(), Version: string(f.live.Version)}
 	if f.held != nil {
-		s.Expires = f.held.token.Expires
+		s.Renew, s.Expires = f.held.forUnits(), f.held.token.Expires
 	}
 	return s
+}
+
+// forUnits is when units get the next token: startTTL before its end, or when
+// it is renewed for everybody.
+func (h *held) forUnits() clock.Reading {
+	if last := h.end.Add(-startTTL); last.Boot < h.renew.Boot {
+		return last
+	}
+	return h.renew
 }
 
 // Sight is what the grant looks like from outside.
 func (g *Grant) Sight() Sight {
 	if g.Token.Fingerprint == "" {
-		return Sight{Name: string(g.Version)}
+		return Sight{Name: string(g.Version), Version: string(g.Version)}
 	}
-	return Sight{Name: g.Token.Fingerprint + " " + string(g.Version), Expires: g.Expires}
+	return Sight{Name: g.Token.Fingerprint + " " + string(g.Version), Version: string(g.Version), Renew: g.renew, Expires: g.Expires}
 }
 
 // WatchUnit begins to follow what a unit would read, if its entry says restart.
@@ -128,7 +140,7 @@ func (b *Broker) WatchUnit(u UnitCredential) *Watch {
 const noUser = ^uint32(0)
 
 func errNotFollowed(u UnitCredential) error {
-	return &Error{Code: client.NotAllowed, Detail: "no allow entry of " + u.Client + " lets " + u.Unit + " be restarted any more"}
+	return &Error{Code: client.NotAllowed, RetryAfter: lookEvery, Detail: "no allow entry of " + u.Client + " lets " + u.Unit + " be restarted any more"}
 }
 
 // Look is Next without the hand-over: it says what there is, at once at first,

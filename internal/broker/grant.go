@@ -55,6 +55,7 @@ type Grant struct {
 	Expires clock.Reading
 	// Now is when the grant was given: ExpiresIn counts from there.
 	Now     clock.Reading
+	renew   clock.Reading // as in Sight
 	headers []headerTemplate
 	fields  map[string]secret.Secret
 }

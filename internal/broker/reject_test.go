@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -160,6 +161,55 @@ func TestRejectStorm(t *testing.T) {
 		t.Logf("%d complaints in an hour led to %d tokens (4 to 5 of them by age)", complaints, n)
 		if n > 14 {
 			t.Errorf("%d tokens in an hour of complaints, want at most 14", n)
+		}
+	})
+}
+
+// Who complains between another's complaint and its flight joins that.
+func TestRejectTwiceBeforeTheFlight(t *testing.T) {
+	inWorld(t, func(w *world) {
+		g := w.mustGet()
+		time.Sleep(2 * time.Minute)
+		e := w.b.clients.Load().byName["vdab"].find(g.Token.Fingerprint)
+		for range 2 {
+			if wait, _, current := e.rejected(w.b.o.Clock.Now(), g.Token.Fingerprint); wait != 0 || !current {
+				t.Errorf("it waits for %v", wait)
+			}
+		}
+	})
+}
+
+// An API that refuses tokens that are older than a minute, and somebody who
+// says so, have the issuer asked a few times an hour.
+func TestRejectOfOldTokens(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.issuer.Set(fake.Fault{Lifetime: 12 * time.Hour})
+		waits := 0
+		for start := time.Now(); time.Since(start) < time.Hour; time.Sleep(61 * time.Second) {
+			r, err := w.reject(w.mustGet())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !r.Replaced && r.RetryAfter > 0 {
+				waits++
+				if time.Since(start) > 0 && strings.Contains(r.Reason, "within a minute") {
+					t.Error(r.Reason)
+				}
+			}
+		}
+		if n := w.issuer.Stats().Minted; n < 10 || n > 16 || waits == 0 {
+			t.Errorf("%d tokens in an hour, %d had to wait", n, waits)
+		}
+		time.Sleep(20 * time.Minute) // of peace
+		if r, err := w.reject(w.mustGet()); err != nil || !r.Replaced {
+			t.Errorf("%+v, %v", r, err)
+		}
+		// Another program of the same client, whose logins end our tokens.
+		for range 12 {
+			time.Sleep(6 * time.Minute)
+			if r, err := w.reject(w.mustGet()); err != nil || !r.Replaced {
+				t.Errorf("%+v, %v", r, err)
+			}
 		}
 	})
 }

@@ -105,7 +105,7 @@ func (b *Broker) give(ctx context.Context, to taker, s access.Surface, f *found)
 	if f.held == nil {
 		h = b.keyHolders(f.cl.state, f.live)
 	} else {
-		h, g.Token, g.Expires = &f.held.holding, f.held.token, f.held.token.Expires
+		h, g.Token, g.Expires, g.renew = &f.held.holding, f.held.token, f.held.token.Expires, f.held.forUnits()
 	}
 	if err := b.handOver(ctx, to, s, h, f.now); err != nil {
 		return nil, err
@@ -328,7 +328,7 @@ func explain(err error) error {
 // Only the current token is replaced, by one fetch for all who complain, while
 // it goes on serving the others. A token that is refused when it is young is
 // not the problem: then the next replacement waits, a minute at first,
-// doubling to fifteen.
+// doubling to fifteen. So does the replacement of a replacement, up to five.
 func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rejected, error) {
 	cl, err := b.mayReject(c, r.Client)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -35,7 +36,13 @@ type Room struct {
 	who  func(*net.UnixConn) (*access.Caller, error)
 
 	mu      sync.Mutex
-	refused map[string]string // by unit and name of the credential: why, until it is read
+	refused map[string]refusal // by unit and name of the credential, until it is read
+}
+
+// A refusal is what a unit was told last, instead of a value.
+type refusal struct {
+	why  string
+	when time.Time
 }
 
 // Config is what a Room works with.
@@ -63,14 +70,14 @@ const (
 	// manyUnits is how many connections are held at once; more wait in the
 	// kernel.
 	manyUnits = 256
-	// manyRefused is how many refusals are remembered.
+	// manyRefused is how many refusals are remembered, for a day.
 	manyRefused = 64
 )
 
 // New makes a Room; it starts nothing. It reads which units it has to look
 // after.
 func New(c Config) *Room {
-	r := &Room{c: c, who: access.Identify, refused: map[string]string{}}
+	r := &Room{c: c, who: access.Identify, refused: map[string]refusal{}}
 	r.keep = newKeeper(c)
 	return r
 }
@@ -173,7 +180,7 @@ func (r *Room) await(ctx context.Context, caller *access.Caller, u broker.UnitCr
 		var e *broker.Error
 		if errors.As(err, &e) {
 			last = err
-			if e.Code.Status() < 500 && e.Code != client.RateLimited {
+			if e.Code.Status() < 500 {
 				return nil, err
 			}
 		}
@@ -200,12 +207,19 @@ func (r *Room) explain(c *access.Caller, p peer, err error) string {
 	r.c.Log.Warn("a unit got no credential, and does not start", "unit", p.Unit, "credential", p.Name, "caller", c.String(), "reason", why)
 	if c.UID == 0 && p.Unit != "" && c.Unit == p.Unit {
 		r.mu.Lock()
-		if len(r.refused) < manyRefused {
-			r.refused[p.key()] = why
+		r.dropOld()
+		if _, known := r.refused[p.key()]; known || len(r.refused) < manyRefused {
+			r.refused[p.key()] = refusal{why, time.Now()}
 		}
 		r.mu.Unlock()
 	}
 	return why
+}
+
+// dropOld forgets the refusals of units that nobody starts any more; the caller
+// holds r.mu.
+func (r *Room) dropOld() {
+	maps.DeleteFunc(r.refused, func(_ string, one refusal) bool { return time.Since(one.when) > day })
 }
 
 // Findings lists what is wrong with units, for broker status.
@@ -213,8 +227,9 @@ func (r *Room) Findings() []client.Finding {
 	list := r.keep.findings()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for key, why := range r.refused {
-		list = append(list, client.Finding{Check: "credential", Target: key, Level: client.Warning, Detail: "systemd was refused when it started the unit: " + why})
+	r.dropOld()
+	for key, one := range r.refused {
+		list = append(list, client.Finding{Check: "credential", Target: key, Level: client.Warning, Detail: "systemd was refused when it started the unit: " + one.why})
 	}
 	return list
 }

@@ -118,6 +118,36 @@ func TestServe(t *testing.T) {
 	})
 }
 
+// A refusal is told of until the unit reads, for a day at most: the newest, and
+// however many others there are.
+func TestRefusals(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.ask("once.service", "vdab.token", nil)
+		for i := range manyRefused {
+			w.ask(fmt.Sprintf("stranger@%d.service", i), "vdab.token", nil)
+		}
+		w.sleep(23 * time.Hour)
+		w.broker.Contain(map[string]string{"vdab": "2026-0001"})
+		list := entries()
+		list[0].Restart = true
+		w.apply(list)
+		w.ask("once.service", "vdab.token", nil)
+		if found := fmt.Sprint(w.room.Findings()); !strings.Contains(found, "once.service vdab.token") || strings.Contains(found, "lacks restart") || !strings.Contains(found, "quarantined") {
+			t.Error("the newest refusal is not told of: " + found)
+		}
+		w.sleep(2 * time.Hour)
+		w.ask("late.service", "vdab.token", nil) // there is room
+		if f := w.room.Findings(); len(f) != 2 || !strings.Contains(fmt.Sprint(f), "late.service vdab.token") {
+			t.Errorf("%d refusals, most of them of yesterday: %v", len(f), f)
+		}
+		w.sleep(25 * time.Hour)
+		if f := w.room.Findings(); len(f) != 0 {
+			t.Error(f)
+		}
+	})
+}
+
 // A unit that starts too early waits; not for ever, and not if nobody can help.
 func TestWaits(t *testing.T) {
 	inWorld(t, func(w *world) {
@@ -133,6 +163,18 @@ func TestWaits(t *testing.T) {
 		}()
 		begin = time.Now()
 		if got, took := w.ask("web.service", "vdab.token", nil), time.Since(begin); !strings.HasPrefix(got, "ey") || took < 20*time.Second {
+			t.Errorf("after %v: %.100s", took, got)
+		}
+	})
+}
+
+// Who gives up, as systemd does when somebody stops the unit, is not held.
+func TestWaitsForNobody(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
+		begin := time.Now()
+		leave := func(c *access.Caller) { time.AfterFunc(10*time.Second, func() { _ = c.Close() }) }
+		if got, took := w.ask("web.service", "vdab.token", leave), time.Since(begin); !strings.HasPrefix(got, "refused: issuer_unavailable") || took < 10*time.Second || took > 20*time.Second {
 			t.Errorf("after %v: %.100s", took, got)
 		}
 	})

@@ -3,9 +3,6 @@ package credential
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"time"
@@ -20,6 +17,8 @@ import (
 // Rules of this file:
 //   - a unit is restarted when there is another value than the one it read,
 //     only if it runs, and at most once a minute;
+//   - whoever uses a client can have its tokens replaced before their time: that
+//     restarts a unit now and then, ever less often, and not each time;
 //   - that it read the new value is known, since it asks for it;
 //   - a unit that does not come back is left alone, with an alarm. When it
 //     starts again, it is looked after again;
@@ -36,18 +35,24 @@ type keeper struct {
 	units   map[string]*unit
 	fresh   chan *kept // to be followed
 	wrong   map[string]string
-	written error // of the state file, told once
+	changed bool // since the state file was written
+
+	disk    chan struct{} // holds the one who writes the state file
+	written error         // of that file, told once; for the holder of disk
 }
 
 // kept is one credential that a unit has read.
 type kept struct {
 	peer
 	Seen    string    `json:"seen"`             // what it was: a fingerprint and a version
+	Version string    `json:"version"`          // the version alone
 	Expires time.Time `json:"expires,omitzero"` // when it ends
+	Due     time.Time `json:"due,omitzero"`     // when it is replaced if nothing happens
 	Read    time.Time `json:"read"`
 
-	end    clock.Reading // Expires, on both clocks; zero after a start of the daemon
-	old    bool          // from before the start of the daemon
+	end    clock.Reading // Expires, on both clocks
+	due    clock.Reading // Due, likewise
+	old    bool          // read before the start of the daemon, and good for all that is known
 	reads  int
 	change chan struct{} // closed, and made anew, when it is read
 }
@@ -56,6 +61,10 @@ type kept struct {
 type unit struct {
 	turn chan struct{} // holds the one who restarts it
 	last time.Time     // of the last restart
+
+	early    time.Time // the last restart for a token that was replaced before its time
+	patience time.Duration
+	told     bool // that the next one waits for it
 }
 
 const (
@@ -69,11 +78,16 @@ const (
 	// again is when a restart is tried again that systemd did not take up;
 	// it doubles up to longest.
 	again, longest = time.Minute, 15 * time.Minute
-	manyKept       = 1024
+	// firstHold is between restarts for tokens that were replaced before their
+	// time; it doubles up to longestHold, and begins anew after a day without.
+	firstHold, longestHold, day = 10 * time.Minute, 6 * time.Hour, 24 * time.Hour
+	// lookAgain is for what is there and not read yet.
+	lookAgain = 20 * time.Second
+	manyKept  = 1024
 )
 
 func newKeeper(c Config) *keeper {
-	k := &keeper{c: c, bus: manager{address: c.Bus}, known: map[string]*kept{}, units: map[string]*unit{}, fresh: make(chan *kept, manyKept), wrong: map[string]string{}}
+	k := &keeper{c: c, bus: manager{address: c.Bus}, known: map[string]*kept{}, units: map[string]*unit{}, fresh: make(chan *kept, manyKept), wrong: map[string]string{}, disk: make(chan struct{}, 1)}
 	b, err := os.ReadFile(c.State)
 	if err != nil {
 		return k
@@ -84,6 +98,10 @@ func newKeeper(c Config) *keeper {
 	}
 	for _, one := range list {
 		if one != nil && len(k.known) < manyKept {
+			now := c.Clock.Now()
+			if !one.Expires.IsZero() {
+				one.end, one.due = now.Add(one.Expires.Sub(now.Wall)), now.Add(one.Due.Sub(now.Wall))
+			}
 			one.old, one.change = true, make(chan struct{})
 			k.known[one.key()] = one
 			k.fresh <- one
@@ -108,6 +126,7 @@ func (k *keeper) run(ctx context.Context) {
 
 // read notes that systemd has read a credential for a unit.
 func (k *keeper) read(p peer, s broker.Sight) {
+	defer k.save()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	one := k.known[p.key()]
@@ -120,21 +139,32 @@ func (k *keeper) read(p peer, s broker.Sight) {
 		k.known[p.key()] = one
 		k.fresh <- one // there is room for all that are known
 	}
-	one.Seen, one.end, one.Expires, one.Read = s.Name, s.Expires, s.Expires.Wall, k.c.Clock.Now().Wall
+	one.Seen, one.Version, one.Read = s.Name, s.Version, k.c.Clock.Now().Wall
+	one.Expires, one.end, one.Due, one.due = s.Expires.Wall, s.Expires, s.Renew.Wall, s.Renew
+	one.old = false
 	one.reads++
 	close(one.change)
 	one.change = make(chan struct{})
 	delete(k.wrong, p.key())
-	k.save()
+	k.changed = true
 }
 
-// save writes the state; the caller holds k.mu.
+// save writes the state. The caller does not hold k.mu: a disk may be slow.
 func (k *keeper) save() {
+	k.disk <- struct{}{}
+	defer func() { <-k.disk }()
+	k.mu.Lock()
+	if !k.changed { // somebody wrote it while we waited
+		k.mu.Unlock()
+		return
+	}
+	k.changed = false
 	list := make([]*kept, 0, len(k.known))
 	for _, one := range k.known {
 		list = append(list, one)
 	}
 	b, err := json.Marshal(list)
+	k.mu.Unlock()
 	if err == nil {
 		err = durable.Replace(k.c.State, b)
 	}
@@ -144,12 +174,24 @@ func (k *keeper) save() {
 	k.written = err
 }
 
-// forget lets go of a credential.
-func (k *keeper) forget(one *kept) {
+// forget lets go of a credential, unless it was read once more than reads.
+func (k *keeper) forget(one *kept, reads int) bool {
+	defer k.save()
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if one.reads != reads {
+		return false
+	}
 	delete(k.known, one.key())
-	k.save()
+	k.changed = true
+	return true
+}
+
+// clear takes back what is wrong with a credential.
+func (k *keeper) clear(one *kept) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.wrong, one.key())
 }
 
 // now is what is known of one.
@@ -157,141 +199,6 @@ func (k *keeper) now(one *kept) kept {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return *one
-}
-
-// follow keeps one credential up to date for as long as its entry says so.
-func (k *keeper) follow(ctx context.Context, one *kept) {
-	if one.old && !pause(ctx, settle) {
-		return
-	}
-	w, wait, said := k.c.Broker.WatchUnit(one.UnitCredential), again, false
-	for {
-		s, err := w.Look(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		var e *broker.Error
-		switch {
-		case err == nil:
-			stays, err := k.renew(ctx, one, s)
-			if ctx.Err() != nil || !stays {
-				return
-			}
-			if said = false; err == nil {
-				wait = again
-				continue
-			}
-			if wait == again {
-				k.alarm(one, "failed", fmt.Sprintf("%s cannot be restarted, and %s of %s that it holds%s: %v", one.Unit, one.What, one.Client, k.ends(one), err))
-			}
-			if !pause(ctx, wait) {
-				return
-			}
-			wait, w = min(2*wait, longest), k.c.Broker.WatchUnit(one.UnitCredential) // which looks at the entry too
-		case !errors.As(err, &e):
-		case e.Code == client.NotAllowed:
-			k.forget(one)
-			return
-		case e.Code == client.Quarantined && !said:
-			said = true
-			k.alarm(one, "quarantined", fmt.Sprintf("%s holds %s of the quarantined client %s, which cannot be taken back%s: systemctl stop %s ends its use",
-				one.Unit, one.What, one.Client, k.ends(one), one.Unit))
-		}
-	}
-}
-
-func (k *keeper) ends(one *kept) string {
-	if now := k.now(one); !now.Expires.IsZero() {
-		return " (it ends at " + now.Expires.UTC().Format(time.RFC3339) + ")"
-	}
-	return ""
-}
-
-// renew has the unit read s, if it has not. It does not stay if it is let go.
-func (k *keeper) renew(ctx context.Context, one *kept, s broker.Sight) (stays bool, err error) {
-	if now := k.now(one); now.Seen == s.Name || !pause(ctx, k.jitter(now.end)) {
-		return true, nil
-	}
-	return k.restart(ctx, one, s)
-}
-
-// jitter keeps units apart that read the same, and yet before the end.
-func (k *keeper) jitter(end clock.Reading) time.Duration {
-	most := spread
-	if !end.IsZero() {
-		most = max(0, min(most, end.Until(k.c.Clock.Now())/4))
-	}
-	return rand.N(most + 1) // #nosec G404 -- spreads load
-}
-
-// restart restarts the unit, once for all of its credentials, and waits until
-// it has read them. It is false if the unit does not run, or did not come back.
-func (k *keeper) restart(ctx context.Context, one *kept, s broker.Sight) (bool, error) {
-	k.mu.Lock()
-	u := k.units[one.Unit]
-	if u == nil {
-		u = &unit{turn: make(chan struct{}, 1)}
-		k.units[one.Unit] = u
-	}
-	k.mu.Unlock()
-	select {
-	case u.turn <- struct{}{}:
-		defer func() { <-u.turn }()
-	case <-ctx.Done():
-		return true, ctx.Err()
-	}
-	if !u.last.IsZero() && !pause(ctx, shortest-time.Since(u.last)) {
-		return true, ctx.Err()
-	}
-	before := k.now(one)
-	if before.Seen == s.Name { // another of its credentials was first
-		return true, nil
-	}
-	state, err := k.bus.state(ctx, one.Unit)
-	switch {
-	case err != nil:
-		return true, err
-	case state == "inactive" || state == "failed":
-		k.forget(one) // whoever starts it again reads what there is then
-		return false, nil
-	}
-	u.last = time.Now()
-	if err := k.bus.restart(ctx, one.Unit); err != nil {
-		return true, err
-	}
-	if k.came(ctx, one, before.reads) {
-		k.note(audit.Event{Type: audit.UnitRestarted, Client: one.Client, Detail: map[string]string{"unit": one.Unit, "credential": one.Name}})
-		k.c.Log.Info("a unit was restarted and has read its new credential", "unit", one.Unit, "credential", one.Name)
-		return true, nil
-	}
-	if ctx.Err() != nil {
-		return true, ctx.Err()
-	}
-	if state, err = k.bus.state(ctx, one.Unit); err != nil {
-		state = "unknown"
-	}
-	k.alarm(one, "lost", fmt.Sprintf("%s was restarted for a new %s and has not read it (it is %s): it is left alone; journalctl -u %s says why", one.Unit, one.Name, state, one.Unit))
-	k.forget(one)
-	return false, nil
-}
-
-// came waits until the credential was read once more.
-func (k *keeper) came(ctx context.Context, one *kept, before int) bool {
-	timer := time.NewTimer(comeBack)
-	defer timer.Stop()
-	for {
-		now := k.now(one)
-		if now.reads > before {
-			return true
-		}
-		select {
-		case <-now.change:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
 }
 
 // alarm records what a person has to look at, and keeps it for the status.

@@ -2,11 +2,18 @@ package credential
 
 import (
 	"encoding/base64"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"credentialbroker/internal/access"
 	"credentialbroker/internal/broker"
+	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 )
 
@@ -66,6 +73,64 @@ func TestStopped(t *testing.T) {
 		w.sleep(time.Hour)
 		if n := w.restarted(); n < 3 {
 			t.Errorf("%d restarts after its start", n)
+		}
+	})
+}
+
+// A unit that is being stopped is not running; if it starts again meanwhile, it
+// is looked after.
+func TestStopping(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		web := w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		web.state = "deactivating"
+		w.mu.Unlock()
+		w.sleep(14 * time.Minute)
+		if n := w.restarted(); n != 0 || len(w.alarms()) > 0 {
+			t.Errorf("%d restarts of a unit that was being stopped: %v", n, w.alarms())
+		}
+		web = w.boot("web.service", "vdab.token")
+		w.mu.Lock()
+		web.state = "inactive" // for whom asks, before it starts by itself
+		w.asked = func() {
+			w.asked = nil
+			w.mu.Unlock()
+			w.begin("web.service", web)
+			w.mu.Lock()
+		}
+		w.mu.Unlock()
+		w.sleep(time.Hour)
+		if n := w.restarted(); n < 3 || life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Errorf("%d restarts after its start", n)
+		}
+	})
+}
+
+// A slow disk under the state holds up nobody but who writes it.
+func TestSlowState(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "units.json")
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeeper(Config{Clock: clock.NewBubble(), State: file})
+		k.disk <- struct{}{} // as a write that takes long
+		var reads sync.WaitGroup
+		for _, unit := range []string{"web.service", "key.service", "once.service"} {
+			p, err := parsePeer("@0/unit/" + unit + "/vdab.api-key")
+			if err != nil {
+				t.Fatal(err)
+			}
+			reads.Go(func() { k.read(p, broker.Sight{Name: "1", Version: "1"}) })
+		}
+		synctest.Wait()
+		if !k.mu.TryLock() {
+			t.Fatal("what is known cannot be looked at")
+		}
+		n := len(k.known)
+		k.mu.Unlock()
+		<-k.disk
+		reads.Wait()
+		if b, err := os.ReadFile(file); err != nil || n != 3 || strings.Count(string(b), ".service") != 3 {
+			t.Errorf("%d, %s, %v", n, b, err)
 		}
 	})
 }
@@ -140,8 +205,8 @@ func TestQuarantine(t *testing.T) {
 	})
 }
 
-// The daemon's own restart forgets no unit; an outage of the issuer restarts
-// none.
+// The daemon's own restart forgets no unit, and restarts none whose token is
+// good; an outage of the issuer restarts none.
 func TestDaemonRestart(t *testing.T) {
 	inWorld(t, func(w *world) {
 		t := w.t
@@ -150,9 +215,32 @@ func TestDaemonRestart(t *testing.T) {
 		w.stop()
 		w.start()
 		before := w.restarted()
-		w.sleep(3 * time.Minute) // its first token of its own is another one
-		if n := w.restarted() - before; n != 1 || life(t, w.holds(web, "vdab.token")) < 0 {
+		w.sleep(7 * time.Minute) // its first token of its own is another one
+		if n := w.restarted() - before; n != 0 || w.holds(web, "vdab.token") == "" {
 			t.Errorf("%d restarts", n)
+		}
+		w.sleep(6 * time.Minute)
+		if n := w.restarted() - before; n == 0 || n > 2 || life(t, w.holds(web, "vdab.token")) < time.Minute {
+			t.Errorf("%d restarts, %v left", n, life(t, w.holds(web, "vdab.token")))
+		}
+		before = w.restarted()
+		w.stop()
+		w.key("api-key-2-9c0d1")
+		w.start()
+		w.sleep(2 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts for a version that came meanwhile", n)
+		}
+		w.stop()
+		w.start()
+		w.sleep(time.Minute)
+		before = w.restarted()
+		w.broker.Contain(map[string]string{"vdab": "2026-0001"})
+		w.sleep(time.Minute)
+		w.broker.Contain(nil)
+		w.sleep(2 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts after a quarantine, which may have ended the unit's token", n)
 		}
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
 		before = w.restarted()
@@ -164,6 +252,117 @@ func TestDaemonRestart(t *testing.T) {
 		w.sleep(20 * time.Minute)
 		if life(t, w.holds(web, "vdab.token")) < 0 {
 			t.Error("it was not restarted when there was a token again")
+		}
+	})
+}
+
+// A reload that takes a unit's entry away, by mistake perhaps, is told of while
+// the unit holds what ends; when it is mended the unit is looked after again.
+func TestUncovered(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		state := func() string {
+			b, err := os.ReadFile(filepath.Join(w.dir, "units.json"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		without := entries()
+		without[1].Restart, without[2].Restart = false, false
+		web := w.boot("web.service", "vdab.token")
+		w.boot("key.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		w.apply(without)
+		w.sleep(3 * time.Minute)
+		a := w.alarms()
+		if len(a) != 1 || !strings.HasPrefix(a[0], "not_allowed: web.service holds token of vdab (it ends at 20") || len(w.room.Findings()) != 1 {
+			t.Errorf("%v, %v", a, w.room.Findings())
+		}
+		w.apply(entries())
+		w.sleep(time.Minute)
+		if f := w.room.Findings(); len(f) != 0 || w.restarted() != 0 {
+			t.Errorf("%v, %d restarts", f, w.restarted())
+		}
+		w.sleep(15 * time.Minute)
+		if life(t, w.holds(web, "vdab.token")) < 0 {
+			t.Error("it is not looked after any more")
+		}
+		w.apply(without)
+		w.sleep(2 * time.Hour)
+		w.apply(entries())
+		w.key("api-key-2-9c0d1")
+		w.sleep(7 * time.Minute)
+		if life(t, w.holds(web, "vdab.token")) < 0 || !slices.Contains(w.restarts, "key.service") || len(w.room.Findings()) != 0 {
+			t.Errorf("it is not looked after any more: %v, %v", w.restarts, w.room.Findings())
+		}
+		w.boot("once.service", "vdab.api-key") // refused
+		w.apply(append(without, access.Entry{Unit: "once.service", Surfaces: []access.Surface{access.Credential, access.APIKey}}))
+		w.boot("once.service", "vdab.api-key")
+		w.sleep(time.Minute)
+		if s := state(); strings.Contains(s, "once.service") || !strings.Contains(s, "web.service") || !strings.Contains(s, "key.service") {
+			t.Error("what needs no restart is kept, or what did is not: " + s)
+		}
+		w.sleep(25 * time.Hour)
+		if s := state(); s != "[]" {
+			t.Error("what has ended long ago is kept: " + s)
+		}
+		if a := w.alarms(); len(a) != 3 {
+			t.Error(a)
+		}
+		// Whoever stops a unit first means it.
+		w.apply(entries())
+		web = w.boot("web.service", "vdab.token")
+		w.sleep(time.Minute)
+		w.mu.Lock()
+		web.state = "inactive"
+		w.mu.Unlock()
+		w.apply(without)
+		w.sleep(time.Minute)
+		if a := w.alarms(); len(a) != 3 || strings.Contains(state(), "web.service") {
+			t.Errorf("%v, %s", a, state())
+		}
+	})
+}
+
+// Whoever may use a client can have its tokens replaced, all the time: that is
+// no way to restart other people's units.
+func TestRejections(t *testing.T) {
+	inWorld(t, func(w *world) {
+		t := w.t
+		w.issuer.Set(fake.Fault{Lifetime: 12 * time.Hour})
+		w.boot("web.service", "vdab.token", "vdab.headers")
+		reject := func(d time.Duration) {
+			for begin := time.Now(); time.Since(begin) < d; w.sleep(61 * time.Second) {
+				c := w.caller()
+				c.UID, c.Unit = 0, ""
+				g, err := w.broker.Token(t.Context(), c, broker.Request{Client: "vdab", Surface: access.Token})
+				if err == nil {
+					_, err = w.broker.Reject(t.Context(), c, broker.Rejection{Client: "vdab", Fingerprint: g.Token.Fingerprint, Status: 401})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = c.Close()
+			}
+		}
+		reject(2 * time.Minute)
+		if n := w.restarted(); n != 1 || len(w.alarms()) > 0 {
+			t.Errorf("%d restarts for one token that was refused: %v", n, w.alarms())
+		}
+		reject(10 * time.Hour)
+		a := w.alarms()
+		if n := w.restarted(); n < 4 || n > 7 {
+			t.Errorf("%d restarts in ten hours", n)
+		}
+		if len(a) == 0 || len(a) > 7 || !strings.HasPrefix(a[0], "held: web.service") || !strings.Contains(a[0], "broker audit tail") {
+			t.Errorf("%d alarms: %v", len(a), a)
+		}
+		before := w.restarted()
+		w.key("api-key-2-9c0d1")
+		w.sleep(7 * time.Minute)
+		if n := w.restarted() - before; n != 1 {
+			t.Errorf("%d restarts for a rotation meanwhile", n)
 		}
 	})
 }

@@ -46,6 +46,7 @@ type world struct {
 
 	mu       sync.Mutex
 	units    map[string]*service
+	asked    func()        // before the state of a unit is told, after it was looked at; nil: nothing
 	refusal  string        // D-Bus error of TryRestartUnit; empty: none
 	restarts []string      // units, in order
 	said     lockedBuilder // the journal
@@ -308,6 +309,9 @@ func (w *world) reply(out io.Writer, m *dbus.Message) {
 			}
 		}
 		answer.Body = []any{dbus.MakeVariant(state)}
+		if w.asked != nil {
+			w.asked()
+		}
 	case "TryRestartUnit":
 		unit := m.Body[0].(string)
 		s := w.units[unit]
