@@ -136,6 +136,8 @@ func TestEventsOfADeafReader(t *testing.T) {
 	until(t, "the stream runs", func() bool { return h.server.pools.consumer.Busy() == 1 })
 	until(t, "it is ended", func() bool { return h.server.Traffic().Connections == 0 })
 
+	h = newHouse(t, func(s *Server) { s.times.quietStream = time.Millisecond })
+	withEvents(h)
 	patient := client.Client{Socket: h.consumer}
 	ended := make(chan error, 1)
 	go func() {

@@ -208,18 +208,19 @@ func TestCallerLeaves(t *testing.T) {
 
 // Each side may be silent for the timeout; a call may take longer.
 func TestLongCall(t *testing.T) {
+	const timeout, lines = time.Second, 8
 	w := newWorld(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		tick := time.NewTicker(short / 3)
+		tick := time.NewTicker(timeout / 6)
 		defer tick.Stop()
-		for range 6 {
+		for range lines {
 			fmt.Fprintln(w, "line")
 			_ = http.NewResponseController(w).Flush()
 			<-tick.C
 		}
-	}), func(c *Config) { c.Timeout = clockDuration(short) })
+	}), func(c *Config) { c.Timeout = clockDuration(timeout) })
 	for _, size := range []int{0, 1, maxReplay + 1} {
-		if _, body := w.do("PUT", "/", strings.Repeat("x", size)); strings.Count(body, "line") != 6 {
+		if _, body := w.do("PUT", "/", strings.Repeat("x", size)); strings.Count(body, "line") != lines {
 			t.Errorf("%d bytes: %q", size, body)
 		}
 	}
