@@ -56,6 +56,7 @@ type Grant struct {
 	// Now is when the grant was given: ExpiresIn counts from there.
 	Now     clock.Reading
 	renew   clock.Reading // as in Sight
+	held    *holding      // of what it gives
 	headers []headerTemplate
 	fields  map[string]secret.Secret
 }

@@ -115,6 +115,23 @@ func (w *Watch) Next(ctx context.Context) (*Grant, error) {
 	return g, nil
 }
 
+// Offer is Next without the hand-over: for a place, into which what is offered
+// may not come before HandOver has it on record.
+func (w *Watch) Offer(ctx context.Context) (*Grant, error) {
+	f, err := w.see(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.last = f.name()
+	return w.b.grant(&f), nil
+}
+
+// HandOver records that what was offered comes into the place now. An error is
+// a *Error, or ctx's: then it may not.
+func (b *Broker) HandOver(ctx context.Context, p Place, g *Grant) error {
+	return b.handOver(ctx, taker{place: &p}, p.Surface, g.held, b.o.Clock.Now())
+}
+
 // see waits for what is not what was there last.
 func (w *Watch) see(ctx context.Context) (found, error) {
 	for {

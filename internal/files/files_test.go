@@ -14,7 +14,6 @@ import (
 
 	"time"
 
-	"credentialbroker/internal/audit"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 	"credentialbroker/providers"
@@ -409,23 +408,17 @@ func TestRecorded(t *testing.T) {
 		w.files(Config{Path: "deep/token"}, Config{Path: "token"}, Config{Path: "nobody", Group: "no such group"})
 		w.pass(10 * time.Minute)
 		w.is("token", "token", true, Missing, Missing, OK)
+		if n := w.handed("deep/token"); n != 0 {
+			t.Errorf("%d hand-overs by a file that cannot be written", n)
+		}
 		if err := os.Remove(filepath.Join(w.run, "deep")); err != nil {
 			t.Fatal(err)
 		}
 		w.pass(longRetry)
 		w.is("mended", "deep/token", true, OK, Missing, OK)
 		w.stop()
-		handed := map[string]bool{}
-		for e, err := range audit.Read(filepath.Join(w.state, "audit"), 0) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if e.Caller != nil && e.Type == audit.TokenHandover {
-				handed[e.Caller.Place] = true
-			}
-		}
-		if !handed["file "+w.run+"/token"] || !handed["file "+w.run+"/deep/token"] {
-			t.Errorf("%v", handed)
+		if a, b := w.handed("token"), w.handed("deep/token"); a != 1 || b != 1 {
+			t.Errorf("%d and %d hand-overs", a, b)
 		}
 		if n := w.alarms(); n != 3 {
 			t.Errorf("%d alarms:\n%s", n, w.log)

@@ -218,6 +218,20 @@ func (w *world) alarms() (n int) {
 	return n
 }
 
+// handed counts the first hand-overs of tokens by a file.
+func (w *world) handed(name string) (n int) {
+	w.t.Helper()
+	for e, err := range audit.Read(filepath.Join(w.state, "audit"), 0) {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if e.Type == audit.TokenHandover && e.Caller.Place == "file "+filepath.Join(w.run, name) {
+			n++
+		}
+	}
+	return n
+}
+
 // output is a log that can be read; slog locks it.
 type output struct{ strings.Builder }
 
