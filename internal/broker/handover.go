@@ -41,7 +41,9 @@ type recipient struct {
 	pid     int32
 	start   uint64
 	uid     uint32
-	unit    string // only where pid is 0; a place's name, or a listener's, if it is one
+	unit    string // only where pid is 0
+	place   string // its name, or a listener's
+	gid     uint32 // of a place
 	surface access.Surface
 }
 

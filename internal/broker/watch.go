@@ -27,9 +27,12 @@ type Place struct {
 	Key bool
 	// Name says which place it is, in the records: "file /run/x/token".
 	Name string
-	// UID is the user that can read it.
-	UID uint32
+	// UID is the user that can read it, GID the group; NoGroup: none can.
+	UID, GID uint32
 }
+
+// NoGroup is the GID of what no group can read.
+const NoGroup = ^uint32(0)
 
 // taker is who gets something: a process, or a place.
 type taker struct {
@@ -39,17 +42,17 @@ type taker struct {
 
 func (t taker) recipient(s access.Surface) recipient {
 	if t.place != nil {
-		return recipient{uid: t.place.UID, unit: t.place.Name, surface: s}
+		return recipient{uid: t.place.UID, gid: t.place.GID, place: t.place.Name, surface: s}
 	}
 	if t.caller.Place != "" { // by user: there is no process, and a connection is none
-		return recipient{uid: t.caller.UID, unit: t.caller.Place, surface: s}
+		return recipient{uid: t.caller.UID, place: t.caller.Place, surface: s}
 	}
 	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s}
 }
 
 func (t taker) audited() audit.Caller {
 	if t.place != nil {
-		return audit.Caller{UID: t.place.UID, LoginUID: ^uint32(0), Place: t.place.Name}
+		return audit.Caller{UID: t.place.UID, GID: t.place.GID, LoginUID: ^uint32(0), Place: t.place.Name}
 	}
 	return auditCaller(t.caller)
 }

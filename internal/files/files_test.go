@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 
 	"time"
 
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 	"credentialbroker/providers"
@@ -427,6 +429,39 @@ func TestRecorded(t *testing.T) {
 			t.Error(w.log)
 		}
 		w.start()
+	})
+}
+
+// On record is who can read the file, user and group.
+func TestRecordedReaders(t *testing.T) {
+	inWorld(t, func(w *world) {
+		setgid := filepath.Join(w.run, "setgid")
+		if err := errors.Join(os.Mkdir(setgid, 0o700), os.Chmod(setgid, 0o700|os.ModeSetgid)); err != nil { // #nosec G302 -- that is the case
+			t.Fatal(err)
+		}
+		self := strconv.Itoa(os.Getegid())
+		w.files(Config{Path: "alone"}, Config{Path: "own", Mode: "0440"}, Config{Path: "group", Group: self}, Config{Path: "setgid/token", Mode: "0440"})
+		for name, gid := range map[string]uint32{"alone": broker.NoGroup, "own": uint32(os.Getegid()), "group": uint32(os.Getegid()), "setgid/token": uint32(os.Getegid())} { // #nosec G115 -- a gid
+			if n := w.handed(name); n != 1 || w.reader.GID != gid || w.reader.UID != uint32(os.Geteuid()) { // #nosec G115 -- a uid
+				t.Errorf("%s: %d hand-overs to %+v", name, n, w.reader)
+			}
+		}
+		if os.Geteuid() != 0 { // who else could give it away?
+			return
+		}
+		if err := os.Chown(setgid, 0, 4712); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(setgid, 0o700|os.ModeSetgid); err != nil { // #nosec G302 -- that is the case
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "given", Owner: "4711", Group: "4711", Mode: "0440"}, Config{Path: "setgid/other", Mode: "0440"})
+		if n := w.handed("given"); n != 1 || w.reader.UID != 4711 || w.reader.GID != 4711 {
+			t.Errorf("%d hand-overs to %+v", n, w.reader)
+		}
+		if n := w.handed("setgid/other"); n != 1 || w.reader.UID != 0 || w.reader.GID != 4712 {
+			t.Errorf("%d hand-overs to %+v", n, w.reader)
+		}
 	})
 }
 

@@ -144,7 +144,7 @@ func (f *follow) ask(ctx context.Context, answers chan<- answer) {
 
 func (f *follow) place() broker.Place {
 	return broker.Place{Client: f.Client, Surface: access.Files, Scope: f.Scope, Audience: f.Audience,
-		MinTTL: f.MinTTL.D(), Key: f.Content == APIKey, Name: "file " + f.Path, UID: f.who.reader()}
+		MinTTL: f.MinTTL.D(), Key: f.Content == APIKey, Name: "file " + f.Path}
 }
 
 // short is the life of a token that is too short for the file; 0: it is not.
@@ -299,7 +299,11 @@ func (f *follow) put(ctx context.Context, g *broker.Grant) error {
 	if err := p.prepare(b.b, f.who); err != nil {
 		return err
 	}
-	if err := f.handOver(ctx, g); err != nil {
+	to := f.place()
+	if to.UID, to.GID, err = p.readers(f.mode()); err != nil {
+		return err
+	}
+	if err := f.handOver(ctx, to, g); err != nil {
 		return err
 	}
 	return p.replace(f.mode())
@@ -307,9 +311,9 @@ func (f *follow) put(ctx context.Context, g *broker.Grant) error {
 
 // handOver waits for the record, but not for long: what is in place may have to
 // go meanwhile. The next attempt finds the record that was begun.
-func (f *follow) handOver(ctx context.Context, g *broker.Grant) error {
+func (f *follow) handOver(ctx context.Context, to broker.Place, g *broker.Grant) error {
 	done := make(chan error, 1)
-	f.others.Go(func() { done <- f.w.o.Broker.HandOver(ctx, f.place(), g) })
+	f.others.Go(func() { done <- f.w.o.Broker.HandOver(ctx, to, g) })
 	timer := time.NewTimer(slowRecord)
 	defer timer.Stop()
 	select {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"credentialbroker/internal/broker"
 )
 
 // Rules of this file:
@@ -150,6 +152,19 @@ func (p *place) prepare(data []byte, w who) error {
 		return err
 	}
 	return p.explain(p.make(data, w))
+}
+
+// readers are the user and the group that will be able to read what was
+// prepared.
+func (p *place) readers(mode uint32) (uid, gid uint32, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(p.made, &st); err != nil {
+		return 0, 0, fmt.Errorf("look at the new %s: %w", p.path, err)
+	}
+	if mode&0o040 == 0 {
+		return st.Uid, broker.NoGroup, nil
+	}
+	return st.Uid, st.Gid, nil
 }
 
 // replace puts what was prepared in place.

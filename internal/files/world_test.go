@@ -42,6 +42,7 @@ type world struct {
 	origin string
 	cancel context.CancelFunc
 	done   chan struct{}
+	reader audit.Caller // of what handed counted last
 }
 
 const (
@@ -226,6 +227,7 @@ func (w *world) handed(name string) (n int) {
 			w.t.Fatal(err)
 		}
 		if e.Type == audit.TokenHandover && e.Caller.Place == "file "+filepath.Join(w.run, name) {
+			w.reader = *e.Caller
 			n++
 		}
 	}
