@@ -27,8 +27,8 @@ import (
 // what came of it is not what was asked for. Close removes the socket.
 func Listen(path string, mode os.FileMode) (net.Listener, error) {
 	dir := filepath.Dir(path)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the socket's directory: %w", err)
+	if err := MakeDir(dir); err != nil {
+		return nil, err
 	}
 	if err := checkDir(dir); err != nil {
 		return nil, err
@@ -50,6 +50,18 @@ func Listen(path string, mode os.FileMode) (net.Listener, error) {
 	}
 	out.info = info
 	return out, nil
+}
+
+// MakeDir makes a directory for sockets (0755) if only that is missing.
+func MakeDir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the socket's directory %s cannot be made, since %s is not there: create that one, or choose another --socket", dir, filepath.Dir(dir))
+	}
+	return fmt.Errorf("make the socket's directory: %w: create it, or choose another --socket", err)
 }
 
 // listener removes its socket when it is closed.

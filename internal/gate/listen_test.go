@@ -88,7 +88,8 @@ func TestListenLeavesOthersAlone(t *testing.T) {
 		living:                                "in use by a running",
 		file:                                  "is no socket",
 		filepath.Join(open, "s"):              "chmod go-w",
-		filepath.Join(dir, "no", "such", "s"): "directory",
+		filepath.Join(dir, "no", "such", "s"): filepath.Join(dir, "no") + " is not there: create that one, or choose another --socket",
+		filepath.Join(file, "s", "s"):         "create it, or choose another --socket",
 		filepath.Join(dir, strings.Repeat("x", 120)): "",
 	} {
 		l, err := Listen(path, 0o666)
