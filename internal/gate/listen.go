@@ -163,7 +163,9 @@ func checkDir(dir string) error {
 		return fmt.Errorf("%s is no directory", dir)
 	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("the socket's directory %s belongs to uid %d, who could put another socket in its place: make it root's or the daemon's own", dir, st.Uid)
-	case info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0:
+	case info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky != 0: // the name is free while no daemon runs
+		return fmt.Errorf("others may make files in the socket's directory %s, and put a socket there while the daemon is away: make a directory of its own in it", dir)
+	case info.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("others may write the socket's directory %s, and put another socket in its place: chmod go-w %s", dir, dir)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -84,7 +85,12 @@ func TestListenLeavesOthersAlone(t *testing.T) {
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
+	sticky := filepath.Join(dir, "sticky")
+	if err := errors.Join(os.Mkdir(sticky, 0o777), os.Chmod(sticky, 0o777|os.ModeSticky)); err != nil { // #nosec G302 -- that is the case
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
+		filepath.Join(sticky, "s"):            "a directory of its own",
 		living:                                "in use by a running",
 		file:                                  "is no socket",
 		filepath.Join(open, "s"):              "chmod go-w",
