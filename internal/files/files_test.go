@@ -290,14 +290,63 @@ func TestRestart(t *testing.T) {
 		w.pass(5 * time.Minute)
 		w.is("the issuer is back", "token", true, OK, OK)
 
-		// Without the record nothing is known of what is there.
+		// If the record cannot be read, nothing is known of what is there.
 		w.stop()
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
-		if err := os.Remove(filepath.Join(w.state, "files.json")); err != nil {
+		if err := os.WriteFile(filepath.Join(w.state, "files.json"), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		w.lost = true
 		w.start()
 		w.is("unknown", "token", false, Missing, Missing)
+	})
+}
+
+// What somebody else has put at the path stays, until he takes it away.
+func TestForeignFile(t *testing.T) {
+	inWorld(t, func(w *world) {
+		path, empty := filepath.Join(w.run, "token"), filepath.Join(w.run, "zempty")
+		if err := errors.Join(os.WriteFile(path, []byte("precious"), 0o600), os.WriteFile(empty, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "token"}, Config{Path: "zempty"})
+		w.pass(time.Minute)
+		if w.is("an empty one is taken", "zempty", true, Missing, OK); !strings.Contains(w.w.Status()[0].Reason, "was not made by the broker: remove it") {
+			t.Errorf("%+v", w.w.Status()[0])
+		}
+		w.stop()
+		w.start()
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		w.pass(look)
+		w.b.Contain(nil)
+		w.files(Config{Path: "zempty"})
+		w.files(Config{Path: "token"}, Config{Path: "zempty"})
+		if w.pass(longRetry); w.read("token") != "precious" || w.handed("token") != 0 {
+			t.Errorf("it holds %d bytes", len(w.read("token")))
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(longRetry)
+		w.is("there is room", "token", true, OK, OK)
+	})
+}
+
+// Without a record a daemon that was killed would not know its file.
+func TestUnwritableRecord(t *testing.T) {
+	inWorld(t, func(w *world) {
+		file := filepath.Join(w.state, "files.json")
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "token"})
+		w.pass(time.Minute)
+		w.is("no record", "token", false, Missing)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(longRetry)
+		w.is("on record", "token", true, OK)
 	})
 }
 

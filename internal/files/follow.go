@@ -283,19 +283,19 @@ func (f *follow) write(ctx context.Context, now clock.Reading) {
 // put has the hand-over on record when all is done that can fail, and before
 // anybody can read it.
 func (f *follow) put(ctx context.Context, g *broker.Grant) error {
-	if _, known := f.w.record.get(f.Path); !known {
-		f.note(f.w.record.set(f.Path, placed{Spec: f.spec()}))
+	p, err := openPlace(f.Path, true)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if err := f.claim(p); err != nil {
+		return err
 	}
 	var b buffer
 	defer b.wipe()
 	if err := b.fill(f.Config, g); err != nil {
 		return err
 	}
-	p, err := openPlace(f.Path, true)
-	if err != nil {
-		return err
-	}
-	defer p.close()
 	if err := p.prepare(b.b, f.who); err != nil {
 		return err
 	}
@@ -307,6 +307,22 @@ func (f *follow) put(ctx context.Context, g *broker.Grant) error {
 		return err
 	}
 	return p.replace(f.mode())
+}
+
+// claim has the path on record before there is a file of ours.
+func (f *follow) claim(p *place) error {
+	if _, known := f.w.record.get(f.Path); known {
+		return nil
+	}
+	if err := p.vacant(); err != nil {
+		return err
+	}
+	err := f.w.record.set(f.Path, placed{Spec: f.spec()})
+	if err != nil { // a daemon that is killed would not know its file any more
+		_ = f.w.record.drop(f.Path)
+		return fmt.Errorf("the record of written files cannot be written: %w", err)
+	}
+	return nil
 }
 
 // handOver waits for the record, but not for long: what is in place may have to

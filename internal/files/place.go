@@ -257,6 +257,15 @@ func (p *place) replaceable(w who) error {
 	return nil
 }
 
+// vacant refuses a path at which somebody else has put something.
+func (p *place) vacant() error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(p.dir, p.base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Size > 0 {
+		return fmt.Errorf("%s is there and was not made by the broker: remove it, or write another path", p.path)
+	}
+	return nil
+}
+
 // remove takes the file away, and what a killed daemon has left beside it.
 func (p *place) remove() error {
 	_ = unix.Unlinkat(p.dir, p.moment(), 0)

@@ -23,6 +23,7 @@ const recordFormat = 1
 
 type record struct {
 	file string
+	lost bool // there was one that could not be read
 	mu   sync.Mutex
 	m    map[string]placed
 }
@@ -56,6 +57,7 @@ func openRecord(dir string) (*record, error) {
 		err = fmt.Errorf("it has the format %d, and this version knows %d", in.Format, recordFormat)
 	}
 	if err != nil {
+		r.lost = true
 		return r, fmt.Errorf("the record of written files cannot be read: %s: %w", r.file, err)
 	}
 	if in.Files != nil {
