@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -512,6 +514,36 @@ func TestRecordedReaders(t *testing.T) {
 			t.Errorf("%d hand-overs to %+v", n, w.reader)
 		}
 	})
+}
+
+// A slow disk keeps nobody from the record, and has the newest in the end.
+func TestSlowRecord(t *testing.T) {
+	dir := t.TempDir()
+	r, err := openRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.disk.Lock()
+	var writers sync.WaitGroup
+	for _, path := range []string{"/a", "/b", "/c"} {
+		writers.Go(func() {
+			if err := r.set(path, placed{Spec: path}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for len(r.paths()) < 3 {
+		runtime.Gosched()
+	}
+	writers.Go(func() { _ = r.drop("/b") })
+	for _, there := r.get("/b"); there; _, there = r.get("/b") {
+		runtime.Gosched()
+	}
+	r.disk.Unlock()
+	writers.Wait()
+	if again, err := openRecord(dir); err != nil || !slices.Equal(again.paths(), []string{"/a", "/c"}) {
+		t.Errorf("%v, %v", again.paths(), err)
+	}
 }
 
 // The record may be of anything: what cannot be read is said, and is as none.

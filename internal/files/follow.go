@@ -276,7 +276,8 @@ func (f *follow) write(ctx context.Context, now clock.Reading) {
 	f.in = &placed{Spec: f.spec(), Until: f.next.Expires, Forever: !f.ends(f.next)}
 	f.next, f.patience = nil, 0
 	f.well()
-	f.note(f.w.record.set(f.Path, *f.in))
+	change := f.w.record.put(f.Path, *f.in)
+	f.others.Go(func() { f.note(f.w.record.write(change)) })
 	f.set(OK, "")
 }
 
