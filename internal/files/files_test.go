@@ -141,6 +141,45 @@ func TestOutage(t *testing.T) {
 	})
 }
 
+// A token whose writing was delayed until it has less than min_ttl is not
+// written any more.
+func TestLateWrite(t *testing.T) {
+	inWorld(t, func(w *world) {
+		if err := os.WriteFile(filepath.Join(w.run, "deep"), nil, 0o600); err != nil { // no directory
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "deep/token"})
+		w.issuer.Set(fake.Fault{Kind: fake.Hang})
+		w.pass(13*time.Minute + 500*time.Millisecond) // it is tried every 30 seconds, next in another half
+		if err := os.Remove(filepath.Join(w.run, "deep")); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(2 * look)
+		if n := w.handed("deep/token"); n != 0 || w.names() != "" {
+			t.Errorf("%d hand-overs, and there is %q", n, w.names())
+		}
+	})
+}
+
+// What a quarantine has taken away is asked for anew: it may be over before the
+// broker is asked for anything.
+func TestAskedAnew(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.preserve()
+		w.files(Config{Path: "token"})
+		w.stop()
+		f := w.w.running[filepath.Join(w.run, "token")]
+		f.anew = false
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		f.tend(t.Context())
+		if w.is("quarantined", "token", false, Missing); !f.anew {
+			t.Error("nobody asks for it again")
+		}
+		w.b.Contain(nil)
+		w.start()
+	})
+}
+
 // The file goes in time even if the issuer keeps the broker waiting.
 func TestHangingIssuer(t *testing.T) {
 	inWorld(t, func(w *world) {
