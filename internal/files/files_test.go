@@ -415,6 +415,31 @@ func TestNoRecord(t *testing.T) {
 	})
 }
 
+// While the audit log keeps the next token waiting, a quarantine removes what
+// is in place.
+func TestSlowAudit(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.preserve()
+		w.files(Config{Path: "token"})
+		first := w.read("token")
+		w.stop()
+		w.stuck = true
+		w.start()
+		w.pass(slowRecord)
+		if w.is("nothing is recorded", "token", true, Kept); w.read("token") != first || !strings.Contains(w.w.Status()[0].Reason, "is slow") {
+			t.Errorf("%+v", w.w.Status()[0])
+		}
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		w.pass(slowRecord)
+		w.is("quarantined", "token", false, Missing)
+		w.stop()
+		w.b.Contain(nil)
+		w.stuck = false
+		w.start()
+		w.is("recorded again", "token", true, OK)
+	})
+}
+
 // A name service that is down takes no good file away, and is asked again.
 func TestNamesLater(t *testing.T) {
 	inWorld(t, func(w *world) {

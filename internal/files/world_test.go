@@ -34,6 +34,7 @@ type world struct {
 	clock  *clock.Bubble
 	log    *output
 	keep   bool // run is preserved
+	stuck  bool // the audit log takes nothing
 	lost   bool // the record cannot be read
 
 	audit  *audit.Log
@@ -115,7 +116,13 @@ func (w *world) start() {
 	logCtx, endLog := context.WithCancel(context.Background())
 	w.cancel, w.done = cancel, make(chan struct{})
 	logged, written, brokered := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() { defer close(logged); _ = w.audit.Run(logCtx) }()
+	go func() {
+		defer close(logged)
+		if w.stuck {
+			<-logCtx.Done()
+		}
+		_ = w.audit.Run(logCtx)
+	}()
 	go func() { defer close(written); _ = w.w.Run(ctx) }()
 	go func() { defer close(brokered); _ = w.b.Run(ctx) }()
 	go func() {
