@@ -21,6 +21,9 @@ import (
 type Request struct {
 	Client  string
 	Surface access.Surface
+	// Via says more than the surface of the way in, for the records: "oauth2",
+	// "route NAME". Empty: there is one way.
+	Via string
 	// NeedsToken refuses a client that has an API key alone. Token and Events
 	// always do.
 	NeedsToken bool

@@ -23,7 +23,7 @@ func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant
 	if err != nil {
 		return nil, err
 	}
-	return b.give(ctx, taker{caller: c}, r.Surface, &f)
+	return b.give(ctx, taker{caller: c, via: r.Via}, r.Surface, &f)
 }
 
 // APIKey answers a consumer that wants the API key alone.

@@ -38,6 +38,7 @@ const NoGroup = ^uint32(0)
 type taker struct {
 	caller *access.Caller
 	place  *Place
+	via    string
 }
 
 func (t taker) recipient(s access.Surface) recipient {
@@ -45,9 +46,9 @@ func (t taker) recipient(s access.Surface) recipient {
 		return recipient{uid: t.place.UID, gid: t.place.GID, place: t.place.Name, surface: s}
 	}
 	if t.caller.Place != "" { // by user: there is no process, and a connection is none
-		return recipient{uid: t.caller.UID, place: t.caller.Place, surface: s}
+		return recipient{uid: t.caller.UID, place: t.caller.Place, surface: s, via: t.via}
 	}
-	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s}
+	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s, via: t.via}
 }
 
 func (t taker) audited() audit.Caller {
@@ -86,7 +87,7 @@ type Watch struct {
 
 // Watch begins to follow a token for a process.
 func (b *Broker) Watch(c *access.Caller, r Request) *Watch {
-	return &Watch{b: b, client: r.Client, taker: taker{caller: c}, surface: r.Surface, minTTL: r.MinTTL,
+	return &Watch{b: b, client: r.Client, taker: taker{caller: c, via: r.Via}, surface: r.Surface, minTTL: r.MinTTL,
 		find: func(ctx context.Context) (found, error) { return b.find(ctx, c, r) }}
 }
 
