@@ -72,7 +72,7 @@ func (s *Server) oauthToken(w http.ResponseWriter, r *http.Request, c *access.Ca
 	if refused != nil {
 		return refused
 	}
-	g, err := s.cfg.Broker.Token(r.Context(), c, broker.Request{Client: form["client_id"], Surface: access.Token,
+	g, err := s.cfg.Broker.Token(r.Context(), c, broker.Request{Client: form["client_id"], Surface: access.Token, Via: "oauth2",
 		Scope: form["scope"], Audience: form["audience"], Resource: form["resource"]})
 	if err != nil {
 		return err

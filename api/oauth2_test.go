@@ -3,11 +3,13 @@ package api
 import (
 	"encoding/base64"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/fake"
 )
 
@@ -39,6 +41,18 @@ func TestTokenEndpoint(t *testing.T) {
 		if a.status != 200 || token.AccessToken == "" || token.TokenType != "Bearer" || a.header.Get("Cache-Control") != "no-store" || a.header.Get("Pragma") != "no-cache" {
 			t.Errorf("%s %s: %d %v", c.body, c.auth, a.status, a.header)
 		}
+	}
+	via := map[string]bool{}
+	for e, err := range audit.Read(filepath.Join(h.dir, "audit"), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type == audit.TokenHandover {
+			via[e.Code+" "+e.Detail["via"]] = true
+		}
+	}
+	if len(via) != 1 || !via["token oauth2"] {
+		t.Errorf("on record: %v", via)
 	}
 }
 

@@ -186,6 +186,7 @@ func TestWarnings(t *testing.T) {
 			"    rotation: { poll: 31m }\nbrown_out: { provider: copies, max_age: 1h }\n", nil},
 		{"a file of a group", leak + minimal + "    files: [{ path: /run/t/x }, { path: /run/t/y, group: gone }]\n", []string{"the file /run/t/y: group: no group gone"}},
 		{"a file of another user", leak + minimal + "    files: [{ path: /run/t/x, owner: root }, { path: /run/t/y, owner: gone }]\n", []string{"the file /run/t/y: owner: no user gone"}},
+		{"files alone", leak + minimal[:strings.Index(minimal, "    allow:")] + "    files: [{ path: /run/t/x }]\n", nil},
 		{"loopback", leak + entries("{ user: root }", "{ unit: x.service }") + "    loopback: { address: '127.0.0.1:8085', insecure_loopback: true }\n",
 			[]string{"\"vdab\" is served on 127.0.0.1:8085 too, which is weaker than the socket"}},
 		{"loopback for nobody", leak + entries("{ user: root, unit: x.service }", "{ user: root, executable: /usr/bin/x }", "{ user: root, user_unit: x.service }") + "    loopback: { address: '[::1]:8085', insecure_loopback: true }\n",

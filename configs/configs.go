@@ -96,8 +96,9 @@ type Client struct {
 	Secret Secret `yaml:"secret" check:"required" hint:"as in secret: { provider: NAME, path: PATH }"`
 	// Owner is who answers for the client.
 	Owner Owner `yaml:"owner" check:"required" hint:"as in owner: { contact: team@example.org, purpose: what it is for }"`
-	// Allow lists who may use the client. No entry, no access.
-	Allow []access.Entry `yaml:"allow" check:"required" hint:"as in allow: [{ unit: NAME.service, user: NAME }]: without an entry nobody may use it"`
+	// Allow lists who may ask for the client. No entry, no access: it can only
+	// be missing where there are files, which need none.
+	Allow []access.Entry `yaml:"allow"`
 	// Scopes bounds what may be asked for. Missing: the issuer decides.
 	Scopes []string `yaml:"scopes"`
 	// Audiences bounds the audiences and resources that may be asked for.

@@ -133,6 +133,9 @@ func (m *schemaMaker) object(t reflect.Type) object {
 	if t == reflect.TypeFor[Alarm]() {
 		o["anyOf"] = []object{{"required": []string{"command"}}, {"required": []string{"webhook"}}}
 	}
+	if t == reflect.TypeFor[Client]() {
+		o["anyOf"] = []object{{"required": []string{"allow"}}, {"required": []string{"files"}}}
+	}
 	if d := m.pkg(t).types[t.Name()]; d != "" {
 		o["description"] = d
 	}
@@ -306,7 +309,7 @@ func TestSchemaRefuses(t *testing.T) {
 		"providers: {a: {systemd: {}, file: {path: /a}}}":       "anyOf",
 		"providers: {a: {vault: {namespaces: x}}}":              "namespaces",
 		"audit: {retention: 3 days}":                            "pattern",
-		"clients: {a: {preset: x, secret: {}, owner: {}}}":      "allow",
+		"clients: {a: {preset: x, secret: {}, owner: {}}}":      ".clients.a: anyOf",
 		"clients: {a: {rotation: {kind: never}}}":               "enum",
 		"clients: {a: {allow: [{surfaces: [tokens]}]}}":         "enum",
 		"clients: {a: {secret: {fields: {client_id: [x]}}}}":    "anyOf",

@@ -231,7 +231,9 @@ func (k *checker) client(name string, c *Client) {
 	k.secret(join(path, "secret"), c.Secret)
 	k.when(strings.TrimSpace(c.Owner.Contact) == "", path+".owner.contact", "the owner's contact is empty", "", "an address that outlives a person: team@example.org")
 	k.when(strings.TrimSpace(c.Owner.Purpose) == "", path+".owner.purpose", "the purpose is empty", "", "one line: what stops when this client stops?")
-	k.when(len(c.Allow) == 0, path+".allow", "the allow list is empty: nobody may use the client", "at least one entry", "as in allow: [{ unit: NAME.service, user: NAME }]")
+	if len(c.Allow) == 0 && len(c.Files) == 0 && !k.bad[path+".files"] {
+		k.always(path+".allow", "nobody may use the client "+quote(name)+": it has no allow entry and no files", "at least one entry", "as in allow: [{ unit: NAME.service, user: NAME }]")
+	}
 	_, errs := access.Compile(c.Allow, access.Limits{Scopes: c.Scopes, Audiences: c.Audiences}, nil)
 	for _, err := range errs {
 		k.entry(path, err)

@@ -230,12 +230,16 @@ type Whois struct {
 	Incident string `json:"incident,omitempty"`
 }
 
-// A Holder is a process that was handed something.
+// A Holder is a process that was handed something, or a place that was.
 type Holder struct {
-	PID     int32     `json:"pid"`
-	UID     uint32    `json:"uid"`
-	GID     uint32    `json:"gid"`
-	Unit    string    `json:"unit,omitempty"`
+	PID  int32  `json:"pid"`
+	UID  uint32 `json:"uid"`
+	GID  uint32 `json:"gid"`
+	Unit string `json:"unit,omitempty"`
+	// Place is what the configuration names instead of a process: then there is
+	// no PID, and UID and GID (4294967295: none) are who can read it, or who
+	// asked by that listener.
+	Place   string    `json:"place,omitempty"`
 	Surface string    `json:"surface,omitempty"`
 	First   time.Time `json:"first"`
 	Last    time.Time `json:"last"`

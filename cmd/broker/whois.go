@@ -143,18 +143,34 @@ func printWhois(out io.Writer, w *client.Whois, now time.Time) {
 		line("got by", "nobody on this host, as far as the audit log says")
 	}
 	for n, h := range w.Holders {
-		who := fmt.Sprintf("pid %d, uid %s", h.PID, strconv.FormatUint(uint64(h.UID), 10))
-		if name := userName(h.UID); name != "" {
-			who += " (" + name + ")"
-		}
-		if h.Unit != "" {
-			who += ", unit " + h.Unit
-		}
-		if h.Surface != "" {
-			who += ", " + h.Surface
-		}
-		line(map[bool]string{true: "got by"}[n == 0], fmt.Sprintf("%s: %d times, %s to %s", who, h.Count, day(h.First), day(h.Last)))
+		line(map[bool]string{true: "got by"}[n == 0], fmt.Sprintf("%s: %d times, %s to %s", holder(h), h.Count, day(h.First), day(h.Last)))
 	}
+}
+
+// holder says who got something: a place has no process, and a file a group.
+func holder(h client.Holder) string {
+	who := "uid " + strconv.FormatUint(uint64(h.UID), 10)
+	if name := userName(h.UID); name != "" {
+		who += " (" + name + ")"
+	}
+	switch {
+	case h.Place == "":
+		who = fmt.Sprintf("pid %d, %s", h.PID, who)
+	case h.Surface == "files":
+		if h.GID != 1<<32-1 {
+			who += ", gid " + strconv.FormatUint(uint64(h.GID), 10)
+		}
+		who += ", at " + h.Place
+	default:
+		who += ", at " + h.Place
+	}
+	if h.Unit != "" {
+		who += ", unit " + h.Unit
+	}
+	if h.Surface != "" {
+		who += ", " + h.Surface
+	}
+	return who
 }
 
 func orUnknown(t time.Time) string {

@@ -252,8 +252,8 @@ func (s *server) whois(_ context.Context, fingerprint string) (client.Whois, err
 		out.Current = out.Current || slices.ContainsFunc(c.Tokens, func(one broker.TokenStatus) bool { return one.Fingerprint == fingerprint })
 	}
 	for _, h := range t.Holders {
-		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit, h.Place), Surface: h.Surface,
-			First: h.First, Last: h.Last, Count: h.Count})
+		out.Holders = append(out.Holders, client.Holder{PID: h.PID, UID: h.UID, GID: h.GID, Unit: cmp.Or(h.Unit, h.UserUnit), Place: h.Place,
+			Surface: h.Surface, First: h.First, Last: h.Last, Count: h.Count})
 	}
 	return out, nil
 }

@@ -35,7 +35,7 @@ func demoCommand() *cobra.Command {
 		Long: "Run a whole broker: an issuer that behaves as VDAB's does, with TLS, on loopback; an age-encrypted\n" +
 			"store with made-up credentials; and the daemon on a socket of your own. It hands out one token,\n" +
 			"says how, and runs until Ctrl-C: a stand-in for laptops and continuous integration.",
-		Example: "  broker demo\n  broker demo --once\n  broker demo --socket /tmp/broker.sock --fault 503",
+		Example: "  broker demo\n  broker demo --once\n  broker demo --socket ./demo/broker.sock --fault 503",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if d.fault != "" && !slices.Contains(faults, d.fault) {
 				return usageError{fmt.Errorf("--fault %s is unknown: one of %s", d.fault, strings.Join(faults, ", "))}

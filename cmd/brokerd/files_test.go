@@ -52,6 +52,9 @@ func TestFiles(t *testing.T) {
 	if code, body := s.do("broker.sock", "GET", "/v1/clients/vdab/token", ""); code != 200 || !strings.Contains(body, `"access_token":"`+token+`"`) {
 		t.Errorf("the file holds another token: %d", code)
 	}
+	if code, body := s.do("admin.sock", "POST", "/v1/whois", `{"access_token":"`+token+`"}`); code != 200 || !strings.Contains(body, `"place":"file `+dir+`/vdab/token"`) || strings.Contains(body, `"unit":"file`) {
+		t.Errorf("who has it: %d %s", code, body)
+	}
 	s.withFiles(one + two)
 	if code, body := s.do("admin.sock", "POST", "/v1/reload", ""); code != 200 || !strings.Contains(body, "files: "+dir+"/headers: headers (text), for the daemon and its group") || !strings.Contains(body, "(wider)") {
 		t.Errorf("reload: %d %s", code, body)

@@ -108,6 +108,11 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	if inherited["broker"] == nil { // the routes' directory is made in it
+		if err := gate.MakeDir(filepath.Dir(p.consumer)); err != nil {
+			return nil, nil, nil, err
+		}
+	}
 	s.proxy = proxy.New(proxy.Options{Broker: s.broker, Log: s.log, Limits: limits(c), Dir: filepath.Join(filepath.Dir(p.consumer), "proxy"), Inherited: inherited})
 	if err := s.install(c); err != nil {
 		return nil, nil, nil, err

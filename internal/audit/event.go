@@ -43,7 +43,8 @@ type Caller struct {
 	LoginUID  uint32 `json:"loginuid"`            // 4294967295 means that nobody logged in
 	Container bool   `json:"container,omitempty"`
 	// Place is what the configuration names instead of a process: a file, the
-	// credential of a unit; UID is then who can read it. Or it is the loopback
+	// credential of a unit; UID is then who can read it, and GID the group that
+	// can, 4294967295 if none can. Or it is the loopback
 	// listener by which UID asked. There is no PID.
 	Place string `json:"place,omitempty"`
 }

@@ -21,6 +21,9 @@ import (
 type Request struct {
 	Client  string
 	Surface access.Surface
+	// Via says more than the surface of the way in, for the records: "oauth2",
+	// "route NAME". Empty: there is one way.
+	Via string
 	// NeedsToken refuses a client that has an API key alone. Token and Events
 	// always do.
 	NeedsToken bool
@@ -56,6 +59,7 @@ type Grant struct {
 	// Now is when the grant was given: ExpiresIn counts from there.
 	Now     clock.Reading
 	renew   clock.Reading // as in Sight
+	held    *holding      // of what it gives
 	headers []headerTemplate
 	fields  map[string]secret.Secret
 }

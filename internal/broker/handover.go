@@ -41,8 +41,19 @@ type recipient struct {
 	pid     int32
 	start   uint64
 	uid     uint32
-	unit    string // only where pid is 0; a place's name, or a listener's, if it is one
+	unit    string // only where pid is 0
+	place   string // its name, or a listener's
+	gid     uint32 // of a place
 	surface access.Surface
+	via     string
+}
+
+// said is what the records say of the way in beside the surface.
+func (r recipient) said() map[string]string {
+	if r.via == "" {
+		return nil
+	}
+	return map[string]string{"via": r.via}
 }
 
 // share is one recipient's part.
@@ -100,7 +111,7 @@ func exited(c *access.Caller) *Error {
 func (b *Broker) firstHandOver(to taker, h *holding, key recipient) *share {
 	h.mu.Lock()
 	if c := to.caller; c != nil && c.Place == "" && len(h.m) >= manyRecipients {
-		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface}
+		key = recipient{uid: c.UID, unit: c.Unit + c.UserUnit, surface: key.surface, via: key.via}
 	}
 	if s := h.m[key]; s != nil {
 		h.mu.Unlock()
@@ -117,7 +128,7 @@ func (b *Broker) firstHandOver(to taker, h *holding, key recipient) *share {
 	h.mu.Unlock()
 
 	event := h.event
-	event.Caller, event.Code = &s.caller, string(key.surface)
+	event.Caller, event.Code, event.Detail = &s.caller, string(key.surface), key.said()
 	// Not under the caller's context: others may wait for the same record.
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
@@ -147,7 +158,7 @@ func (h *holding) flush(log *audit.Log) {
 			continue
 		}
 		e := h.event
-		e.Type, e.Caller, e.Code, e.Count = h.repeats, &s.caller, string(key.surface), n-s.written
+		e.Type, e.Caller, e.Code, e.Detail, e.Count = h.repeats, &s.caller, string(key.surface), key.said(), n-s.written
 		e.Last = time.Unix(0, s.last.Load()).UTC()
 		if s.since > 0 {
 			e.First = time.Unix(0, s.since).UTC()

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -73,6 +74,34 @@ func TestExitedCallerGetsNothing(t *testing.T) {
 		_, err := w.b.Token(w.t.Context(), other, request)
 		wantCode(t, err, client.NotAllowed)
 		w.mustGet() // others are not concerned
+	})
+}
+
+// The ways in that share a surface are told apart, in the first record of each
+// and in its repeats.
+func TestRecordedWays(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for range 2 {
+			for _, via := range []string{"", "oauth2"} {
+				if _, err := w.b.Token(w.t.Context(), w.caller, Request{Client: "vdab", Surface: access.Token, Via: via}); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}
+		w.stop()
+		seen := map[string]int{}
+		for e, err := range audit.Read(filepath.Join(w.dir, "audit"), 0) {
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			if e.Type == audit.TokenHandover || e.Type == audit.TokenRepeats {
+				seen[string(e.Type)+" "+e.Code+" "+e.Detail["via"]]++
+			}
+		}
+		if !maps.Equal(seen, map[string]int{"token.handover token ": 1, "token.handover token oauth2": 1, "token.repeats token ": 1, "token.repeats token oauth2": 1}) {
+			w.t.Errorf("%v", seen)
+		}
+		w.start()
 	})
 }
 

@@ -23,7 +23,7 @@ func (b *Broker) Token(ctx context.Context, c *access.Caller, r Request) (*Grant
 	if err != nil {
 		return nil, err
 	}
-	return b.give(ctx, taker{caller: c}, r.Surface, &f)
+	return b.give(ctx, taker{caller: c, via: r.Via}, r.Surface, &f)
 }
 
 // APIKey answers a consumer that wants the API key alone.
@@ -100,17 +100,22 @@ func (b *Broker) held(ctx context.Context, cl *cachedClient, want oidc.Request, 
 
 // give hands over what was found.
 func (b *Broker) give(ctx context.Context, to taker, s access.Surface, f *found) (*Grant, error) {
-	g := &Grant{Client: f.cl.cfg.Name, Version: f.live.Version, Now: f.now, headers: f.cl.headers, fields: f.live.Fields}
-	var h *holding
-	if f.held == nil {
-		h = b.keyHolders(f.cl.state, f.live)
-	} else {
-		h, g.Token, g.Expires, g.renew = &f.held.holding, f.held.token, f.held.token.Expires, f.held.forUnits()
-	}
-	if err := b.handOver(ctx, to, s, h, f.now); err != nil {
+	g := b.grant(f)
+	if err := b.handOver(ctx, to, s, g.held, f.now); err != nil {
 		return nil, err
 	}
 	return g, nil
+}
+
+// grant is what is to be handed over.
+func (b *Broker) grant(f *found) *Grant {
+	g := &Grant{Client: f.cl.cfg.Name, Version: f.live.Version, Now: f.now, headers: f.cl.headers, fields: f.live.Fields}
+	if f.held == nil {
+		g.held = b.keyHolders(f.cl.state, f.live)
+	} else {
+		g.held, g.Token, g.Expires, g.renew = &f.held.holding, f.held.token, f.held.token.Expires, f.held.forUnits()
+	}
+	return g
 }
 
 func noToken() *Error {

@@ -27,29 +27,33 @@ type Place struct {
 	Key bool
 	// Name says which place it is, in the records: "file /run/x/token".
 	Name string
-	// UID is the user that can read it.
-	UID uint32
+	// UID is the user that can read it, GID the group; NoGroup: none can.
+	UID, GID uint32
 }
+
+// NoGroup is the GID of what no group can read.
+const NoGroup = ^uint32(0)
 
 // taker is who gets something: a process, or a place.
 type taker struct {
 	caller *access.Caller
 	place  *Place
+	via    string
 }
 
 func (t taker) recipient(s access.Surface) recipient {
 	if t.place != nil {
-		return recipient{uid: t.place.UID, unit: t.place.Name, surface: s}
+		return recipient{uid: t.place.UID, gid: t.place.GID, place: t.place.Name, surface: s}
 	}
 	if t.caller.Place != "" { // by user: there is no process, and a connection is none
-		return recipient{uid: t.caller.UID, unit: t.caller.Place, surface: s}
+		return recipient{uid: t.caller.UID, place: t.caller.Place, surface: s, via: t.via}
 	}
-	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s}
+	return recipient{pid: t.caller.PID, start: t.caller.Start, uid: t.caller.UID, surface: s, via: t.via}
 }
 
 func (t taker) audited() audit.Caller {
 	if t.place != nil {
-		return audit.Caller{UID: t.place.UID, LoginUID: ^uint32(0), Place: t.place.Name}
+		return audit.Caller{UID: t.place.UID, GID: t.place.GID, LoginUID: ^uint32(0), Place: t.place.Name}
 	}
 	return auditCaller(t.caller)
 }
@@ -83,7 +87,7 @@ type Watch struct {
 
 // Watch begins to follow a token for a process.
 func (b *Broker) Watch(c *access.Caller, r Request) *Watch {
-	return &Watch{b: b, client: r.Client, taker: taker{caller: c}, surface: r.Surface, minTTL: r.MinTTL,
+	return &Watch{b: b, client: r.Client, taker: taker{caller: c, via: r.Via}, surface: r.Surface, minTTL: r.MinTTL,
 		find: func(ctx context.Context) (found, error) { return b.find(ctx, c, r) }}
 }
 
@@ -113,6 +117,23 @@ func (w *Watch) Next(ctx context.Context) (*Grant, error) {
 	}
 	w.last = f.name()
 	return g, nil
+}
+
+// Offer is Next without the hand-over: for a place, into which what is offered
+// may not come before HandOver has it on record.
+func (w *Watch) Offer(ctx context.Context) (*Grant, error) {
+	f, err := w.see(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w.last = f.name()
+	return w.b.grant(&f), nil
+}
+
+// HandOver records that what was offered comes into the place now. An error is
+// a *Error, or ctx's: then it may not.
+func (b *Broker) HandOver(ctx context.Context, p Place, g *Grant) error {
+	return b.handOver(ctx, taker{place: &p}, p.Surface, g.held, b.o.Clock.Now())
 }
 
 // see waits for what is not what was there last.

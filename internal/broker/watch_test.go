@@ -211,7 +211,7 @@ func TestWatchPlace(t *testing.T) {
 	inWorld(t, func(w *world) {
 		t := w.t
 		const left = 2 * time.Minute
-		watch := w.b.WatchPlace(Place{Client: "vdab", Surface: access.Files, MinTTL: left, Name: "file /run/x/token", UID: 33})
+		watch := w.b.WatchPlace(Place{Client: "vdab", Surface: access.Files, MinTTL: left, Name: "file /run/x/token", UID: 33, GID: 34})
 		f, stop := w.follow(watch)
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -238,7 +238,7 @@ func TestWatchPlace(t *testing.T) {
 			}
 			if e.Caller != nil && e.Caller.Place != "" {
 				places[string(e.Type)+" "+e.Caller.Place]++
-				if e.Caller.PID != 0 || e.Code != string(access.Files) && e.Code != string(access.Credential) {
+				if e.Caller.PID != 0 || e.Code != string(access.Files) && e.Code != string(access.Credential) || e.Code == string(access.Files) && (e.Caller.UID != 33 || e.Caller.GID != 34) {
 					t.Errorf("%+v", e)
 				}
 			}

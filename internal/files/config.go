@@ -3,7 +3,6 @@ package files
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -185,13 +184,6 @@ func (c Config) who(names access.Names) (w who, err error) {
 		w.gid = int(gid)
 	}
 	return w, nil
-}
-
-func (w who) reader() uint32 {
-	if w.uid < 0 {
-		return uint32(os.Geteuid()) // #nosec G115 -- a uid
-	}
-	return uint32(w.uid) // #nosec G115 -- a uid
 }
 
 func (c Config) mode() uint32 {

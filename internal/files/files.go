@@ -107,7 +107,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	for p, f := range w.snapshot() {
 		<-f.done
 		if !w.preserved(p) {
-			f.discard("the daemon has stopped")
+			f.remove("the daemon has stopped")
 		}
 	}
 	return nil
@@ -170,8 +170,8 @@ func (w *Writer) forget(p string) {
 	}
 }
 
-// clear removes what is there, and of which nothing is known; what cannot be a
-// file of ours stays.
+// clear looks at what is there and is not on record. That is not ours, unless
+// the record could not be read: then it may be, and goes if it can be.
 func (w *Writer) clear(file string, owner who) error {
 	p, err := openPlace(file, false)
 	switch {
@@ -183,6 +183,9 @@ func (w *Writer) clear(file string, owner who) error {
 	defer p.close()
 	if err := p.replaceable(owner); err != nil {
 		return err
+	}
+	if !w.record.lost {
+		return p.vacant()
 	}
 	return p.remove()
 }

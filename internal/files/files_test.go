@@ -6,6 +6,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +17,7 @@ import (
 
 	"time"
 
-	"credentialbroker/internal/audit"
+	"credentialbroker/internal/broker"
 	"credentialbroker/internal/clock"
 	"credentialbroker/internal/fake"
 	"credentialbroker/providers"
@@ -135,6 +138,45 @@ func TestOutage(t *testing.T) {
 		w.issuer.Set(fake.Fault{})
 		w.pass(5 * time.Minute)
 		w.is("the issuer is back", "token", true, OK)
+	})
+}
+
+// A token whose writing was delayed until it has less than min_ttl is not
+// written any more.
+func TestLateWrite(t *testing.T) {
+	inWorld(t, func(w *world) {
+		if err := os.WriteFile(filepath.Join(w.run, "deep"), nil, 0o600); err != nil { // no directory
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "deep/token"})
+		w.issuer.Set(fake.Fault{Kind: fake.Hang})
+		w.pass(13*time.Minute + 500*time.Millisecond) // it is tried every 30 seconds, next in another half
+		if err := os.Remove(filepath.Join(w.run, "deep")); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(2 * look)
+		if n := w.handed("deep/token"); n != 0 || w.names() != "" {
+			t.Errorf("%d hand-overs, and there is %q", n, w.names())
+		}
+	})
+}
+
+// What a quarantine has taken away is asked for anew: it may be over before the
+// broker is asked for anything.
+func TestAskedAnew(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.preserve()
+		w.files(Config{Path: "token"})
+		w.stop()
+		f := w.w.running[filepath.Join(w.run, "token")]
+		f.anew = false
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		f.tend(t.Context())
+		if w.is("quarantined", "token", false, Missing); !f.anew {
+			t.Error("nobody asks for it again")
+		}
+		w.b.Contain(nil)
+		w.start()
 	})
 }
 
@@ -289,14 +331,63 @@ func TestRestart(t *testing.T) {
 		w.pass(5 * time.Minute)
 		w.is("the issuer is back", "token", true, OK, OK)
 
-		// Without the record nothing is known of what is there.
+		// If the record cannot be read, nothing is known of what is there.
 		w.stop()
 		w.issuer.Set(fake.Fault{Kind: fake.Unavailable})
-		if err := os.Remove(filepath.Join(w.state, "files.json")); err != nil {
+		if err := os.WriteFile(filepath.Join(w.state, "files.json"), []byte("{"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		w.lost = true
 		w.start()
 		w.is("unknown", "token", false, Missing, Missing)
+	})
+}
+
+// What somebody else has put at the path stays, until he takes it away.
+func TestForeignFile(t *testing.T) {
+	inWorld(t, func(w *world) {
+		path, empty := filepath.Join(w.run, "token"), filepath.Join(w.run, "zempty")
+		if err := errors.Join(os.WriteFile(path, []byte("precious"), 0o600), os.WriteFile(empty, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "token"}, Config{Path: "zempty"})
+		w.pass(time.Minute)
+		if w.is("an empty one is taken", "zempty", true, Missing, OK); !strings.Contains(w.w.Status()[0].Reason, "was not made by the broker: remove it") {
+			t.Errorf("%+v", w.w.Status()[0])
+		}
+		w.stop()
+		w.start()
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		w.pass(look)
+		w.b.Contain(nil)
+		w.files(Config{Path: "zempty"})
+		w.files(Config{Path: "token"}, Config{Path: "zempty"})
+		if w.pass(longRetry); w.read("token") != "precious" || w.handed("token") != 0 {
+			t.Errorf("it holds %d bytes", len(w.read("token")))
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(longRetry)
+		w.is("there is room", "token", true, OK, OK)
+	})
+}
+
+// Without a record a daemon that was killed would not know its file.
+func TestUnwritableRecord(t *testing.T) {
+	inWorld(t, func(w *world) {
+		file := filepath.Join(w.state, "files.json")
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "token"})
+		w.pass(time.Minute)
+		w.is("no record", "token", false, Missing)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		w.pass(longRetry)
+		w.is("on record", "token", true, OK)
 	})
 }
 
@@ -320,6 +411,31 @@ func TestNoRecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.pass(time.Minute)
+		w.is("recorded again", "token", true, OK)
+	})
+}
+
+// While the audit log keeps the next token waiting, a quarantine removes what
+// is in place.
+func TestSlowAudit(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.preserve()
+		w.files(Config{Path: "token"})
+		first := w.read("token")
+		w.stop()
+		w.stuck = true
+		w.start()
+		w.pass(slowRecord)
+		if w.is("nothing is recorded", "token", true, Kept); w.read("token") != first || !strings.Contains(w.w.Status()[0].Reason, "is slow") {
+			t.Errorf("%+v", w.w.Status()[0])
+		}
+		w.b.Contain(map[string]string{"vdab": "2026-0007"})
+		w.pass(slowRecord)
+		w.is("quarantined", "token", false, Missing)
+		w.stop()
+		w.b.Contain(nil)
+		w.stuck = false
+		w.start()
 		w.is("recorded again", "token", true, OK)
 	})
 }
@@ -409,23 +525,17 @@ func TestRecorded(t *testing.T) {
 		w.files(Config{Path: "deep/token"}, Config{Path: "token"}, Config{Path: "nobody", Group: "no such group"})
 		w.pass(10 * time.Minute)
 		w.is("token", "token", true, Missing, Missing, OK)
+		if n := w.handed("deep/token"); n != 0 {
+			t.Errorf("%d hand-overs by a file that cannot be written", n)
+		}
 		if err := os.Remove(filepath.Join(w.run, "deep")); err != nil {
 			t.Fatal(err)
 		}
 		w.pass(longRetry)
 		w.is("mended", "deep/token", true, OK, Missing, OK)
 		w.stop()
-		handed := map[string]bool{}
-		for e, err := range audit.Read(filepath.Join(w.state, "audit"), 0) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if e.Caller != nil && e.Type == audit.TokenHandover {
-				handed[e.Caller.Place] = true
-			}
-		}
-		if !handed["file "+w.run+"/token"] || !handed["file "+w.run+"/deep/token"] {
-			t.Errorf("%v", handed)
+		if a, b := w.handed("token"), w.handed("deep/token"); a != 1 || b != 1 {
+			t.Errorf("%d and %d hand-overs", a, b)
 		}
 		if n := w.alarms(); n != 3 {
 			t.Errorf("%d alarms:\n%s", n, w.log)
@@ -435,6 +545,69 @@ func TestRecorded(t *testing.T) {
 		}
 		w.start()
 	})
+}
+
+// On record is who can read the file, user and group.
+func TestRecordedReaders(t *testing.T) {
+	inWorld(t, func(w *world) {
+		setgid := filepath.Join(w.run, "setgid")
+		if err := errors.Join(os.Mkdir(setgid, 0o700), os.Chmod(setgid, 0o700|os.ModeSetgid)); err != nil { // #nosec G302 -- that is the case
+			t.Fatal(err)
+		}
+		self := strconv.Itoa(os.Getegid())
+		w.files(Config{Path: "alone"}, Config{Path: "own", Mode: "0440"}, Config{Path: "group", Group: self}, Config{Path: "setgid/token", Mode: "0440"})
+		for name, gid := range map[string]uint32{"alone": broker.NoGroup, "own": uint32(os.Getegid()), "group": uint32(os.Getegid()), "setgid/token": uint32(os.Getegid())} { // #nosec G115 -- a gid
+			if n := w.handed(name); n != 1 || w.reader.GID != gid || w.reader.UID != uint32(os.Geteuid()) { // #nosec G115 -- a uid
+				t.Errorf("%s: %d hand-overs to %+v", name, n, w.reader)
+			}
+		}
+		if os.Geteuid() != 0 { // who else could give it away?
+			return
+		}
+		if err := os.Chown(setgid, 0, 4712); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(setgid, 0o700|os.ModeSetgid); err != nil { // #nosec G302 -- that is the case
+			t.Fatal(err)
+		}
+		w.files(Config{Path: "given", Owner: "4711", Group: "4711", Mode: "0440"}, Config{Path: "setgid/other", Mode: "0440"})
+		if n := w.handed("given"); n != 1 || w.reader.UID != 4711 || w.reader.GID != 4711 {
+			t.Errorf("%d hand-overs to %+v", n, w.reader)
+		}
+		if n := w.handed("setgid/other"); n != 1 || w.reader.UID != 0 || w.reader.GID != 4712 {
+			t.Errorf("%d hand-overs to %+v", n, w.reader)
+		}
+	})
+}
+
+// A slow disk keeps nobody from the record, and has the newest in the end.
+func TestSlowRecord(t *testing.T) {
+	dir := t.TempDir()
+	r, err := openRecord(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.disk.Lock()
+	var writers sync.WaitGroup
+	for _, path := range []string{"/a", "/b", "/c"} {
+		writers.Go(func() {
+			if err := r.set(path, placed{Spec: path}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for len(r.paths()) < 3 {
+		runtime.Gosched()
+	}
+	writers.Go(func() { _ = r.drop("/b") })
+	for _, there := r.get("/b"); there; _, there = r.get("/b") {
+		runtime.Gosched()
+	}
+	r.disk.Unlock()
+	writers.Wait()
+	if again, err := openRecord(dir); err != nil || !slices.Equal(again.paths(), []string{"/a", "/c"}) {
+		t.Errorf("%v, %v", again.paths(), err)
+	}
 }
 
 // The record may be of anything: what cannot be read is said, and is as none.

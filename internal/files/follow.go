@@ -29,6 +29,8 @@ const (
 	shortPause = 15 * time.Minute
 	shortStay  = time.Minute
 
+	slowRecord = time.Second // until the rest is looked at, and the record waited for anew
+
 	firstRetry = time.Second // after a write that failed, doubling
 	longRetry  = 30 * time.Second
 )
@@ -50,8 +52,9 @@ type follow struct {
 	next     *broker.Grant // to be written; nil: nothing
 	retry    clock.Reading // not before
 	patience time.Duration
-	anew     bool   // what the broker has is to be given once more
-	trouble  string // that was told
+	anew     bool           // what the broker has is to be given once more
+	trouble  string         // that was told
+	others   sync.WaitGroup // what asks and records
 
 	mu     sync.Mutex
 	status Status
@@ -88,17 +91,16 @@ func (w *Writer) begin(ctx context.Context, e Entry, old *follow, names access.N
 func (f *follow) run(ctx context.Context) {
 	defer close(f.done)
 	answers := make(chan answer)
-	var asking sync.WaitGroup
-	defer asking.Wait()
+	defer f.others.Wait()
 	ask := func() context.CancelFunc {
 		ctx, cancel := context.WithCancel(ctx)
-		asking.Go(func() { f.ask(ctx, answers) })
+		f.others.Go(func() { f.ask(ctx, answers) })
 		return cancel
 	}
 	stop := ask()
 	defer func() { stop() }()
 	for {
-		timer := time.NewTimer(f.tend())
+		timer := time.NewTimer(f.tend(ctx))
 		if f.anew {
 			f.anew = false
 			stop()
@@ -118,10 +120,9 @@ func (f *follow) run(ctx context.Context) {
 
 // ask gives what the broker gives, one after the other.
 func (f *follow) ask(ctx context.Context, answers chan<- answer) {
-	watch := f.w.o.Broker.WatchPlace(broker.Place{Client: f.Client, Surface: access.Files, Scope: f.Scope, Audience: f.Audience,
-		MinTTL: f.MinTTL.D(), Key: f.Content == APIKey, Name: "file " + f.Path, UID: f.who.reader()})
+	watch := f.w.o.Broker.WatchPlace(f.place())
 	for f.whoErr == nil {
-		g, err := watch.Next(ctx)
+		g, err := watch.Offer(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -139,6 +140,11 @@ func (f *follow) ask(ctx context.Context, answers chan<- answer) {
 		}
 	}
 	<-ctx.Done()
+}
+
+func (f *follow) place() broker.Place {
+	return broker.Place{Client: f.Client, Surface: access.Files, Scope: f.Scope, Audience: f.Audience,
+		MinTTL: f.MinTTL.D(), Key: f.Content == APIKey, Name: "file " + f.Path}
 }
 
 // short is the life of a token that is too short for the file; 0: it is not.
@@ -166,9 +172,8 @@ func (f *follow) take(a answer) {
 			f.remove(err.Error())
 		}
 		return
-	case errors.As(a.err, &e) && e.Code == client.AuditUnavailable,
-		errors.As(a.err, &e) && f.adopted && e.Code != client.Quarantined && e.Code != client.NotFound:
-		// What is in place was handed over in good order, and is still good.
+	case errors.As(a.err, &e) && f.adopted && e.Code != client.Quarantined && e.Code != client.NotFound:
+		// What is in place is still good.
 		if f.in != nil {
 			f.still(e.Detail)
 			return
@@ -184,11 +189,11 @@ func (f *follow) take(a answer) {
 
 // tend writes what is to be written, removes what may not stay, and says when
 // to look again.
-func (f *follow) tend() time.Duration {
+func (f *follow) tend(ctx context.Context) time.Duration {
 	now := f.w.o.Clock.Now()
 	switch {
 	case f.w.o.Broker.Quarantined(f.Client):
-		f.next, f.anew = nil, f.anew || f.in != nil
+		f.next, f.anew = nil, f.anew || f.in != nil || f.next != nil
 		f.remove("the client is quarantined: nothing of it is handed over until an administrator releases it")
 	case f.doomed != "":
 		f.remove(f.doomed)
@@ -200,7 +205,7 @@ func (f *follow) tend() time.Duration {
 		f.next = nil
 	}
 	if f.next != nil && f.retry.Until(now) <= 0 {
-		f.write(now)
+		f.write(ctx, now)
 	}
 	wait := look
 	if f.in != nil && f.doomed == "" && f.lost() {
@@ -249,9 +254,18 @@ func (f *follow) lost() bool {
 func (f *follow) ends(g *broker.Grant) bool { return g.Token.Fingerprint != "" }
 
 // write puts the next grant in place, or tries again later.
-func (f *follow) write(now clock.Reading) {
-	err := f.put(f.next)
-	if err != nil {
+func (f *follow) write(ctx context.Context, now clock.Reading) {
+	err := f.put(ctx, f.next)
+	var e *broker.Error
+	switch {
+	case errors.Is(err, context.Canceled): // the end of the daemon, or of this entry
+		f.next = nil
+		return
+	case errors.As(err, &e): // in place is what was handed over in good order
+		f.retry = now.Add(max(e.RetryAfter, firstRetry))
+		f.still(e.Detail)
+		return
+	case err != nil:
 		f.patience = min(max(2*f.patience, firstRetry), longRetry)
 		f.retry = now.Add(f.patience)
 		f.fail(err, "write")
@@ -262,25 +276,71 @@ func (f *follow) write(now clock.Reading) {
 	f.in = &placed{Spec: f.spec(), Until: f.next.Expires, Forever: !f.ends(f.next)}
 	f.next, f.patience = nil, 0
 	f.well()
-	f.note(f.w.record.set(f.Path, *f.in))
+	change := f.w.record.put(f.Path, *f.in)
+	f.others.Go(func() { f.note(f.w.record.write(change)) })
 	f.set(OK, "")
 }
 
-func (f *follow) put(g *broker.Grant) error {
-	if _, known := f.w.record.get(f.Path); !known {
-		f.note(f.w.record.set(f.Path, placed{Spec: f.spec()}))
+// put has the hand-over on record when all is done that can fail, and before
+// anybody can read it.
+func (f *follow) put(ctx context.Context, g *broker.Grant) error {
+	p, err := openPlace(f.Path, true)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if err := f.claim(p); err != nil {
+		return err
 	}
 	var b buffer
 	defer b.wipe()
 	if err := b.fill(f.Config, g); err != nil {
 		return err
 	}
-	p, err := openPlace(f.Path, true)
-	if err != nil {
+	if err := p.prepare(b.b, f.who); err != nil {
 		return err
 	}
-	defer p.close()
-	return p.put(b.b, f.who, f.mode())
+	to := f.place()
+	if to.UID, to.GID, err = p.readers(f.mode()); err != nil {
+		return err
+	}
+	if err := f.handOver(ctx, to, g); err != nil {
+		return err
+	}
+	return p.replace(f.mode())
+}
+
+// claim has the path on record before there is a file of ours.
+func (f *follow) claim(p *place) error {
+	if _, known := f.w.record.get(f.Path); known {
+		return nil
+	}
+	if err := p.vacant(); err != nil {
+		return err
+	}
+	err := f.w.record.set(f.Path, placed{Spec: f.spec()})
+	if err != nil { // a daemon that is killed would not know its file any more
+		_ = f.w.record.drop(f.Path)
+		return fmt.Errorf("the record of written files cannot be written: %w", err)
+	}
+	return nil
+}
+
+// handOver waits for the record, but not for long: what is in place may have to
+// go meanwhile. The next attempt finds the record that was begun.
+func (f *follow) handOver(ctx context.Context, to broker.Place, g *broker.Grant) error {
+	done := make(chan error, 1)
+	f.others.Go(func() { done <- f.w.o.Broker.HandOver(ctx, to, g) })
+	timer := time.NewTimer(slowRecord)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return &broker.Error{Code: client.AuditUnavailable, Detail: "the disk of the audit log is slow: what replaces the file waits for its record"}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // remove takes the file away, if there is one; when that fails it is tried

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"credentialbroker/internal/broker"
 )
 
 // Rules of this file:
@@ -23,6 +25,7 @@ import (
 // A place is where a file goes. The directory is open.
 type place struct {
 	dir  int
+	made int // the file that is to replace the one in place; -1: none
 	base string
 	path string
 }
@@ -61,7 +64,7 @@ func openPlace(file string, makeDirs bool) (*place, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &place{dir: fd, base: path.Base(file), path: file}, nil
+	return &place{dir: fd, made: -1, base: path.Base(file), path: file}, nil
 }
 
 // step opens the directory name in dir, or makes it; at is its path.
@@ -129,24 +132,55 @@ func closed(fd int, at string) error {
 	return nil
 }
 
-func (p *place) close() { _ = unix.Close(p.dir) }
+// close takes back what was made and is not in place.
+func (p *place) close() {
+	if p.made >= 0 {
+		_ = unix.Close(p.made)
+		_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	}
+	_ = unix.Close(p.dir)
+}
 
 // moment is the name under which a file is made: always the same, so that what
 // a killed daemon leaves is found.
 func (p *place) moment() string { return "." + p.base + ".new" }
 
-// put replaces the file.
-func (p *place) put(data []byte, w who, mode uint32) error {
+// prepare makes the file, beside the one that it is to replace. Nobody can read
+// it yet.
+func (p *place) prepare(data []byte, w who) error {
 	if err := p.replaceable(w); err != nil {
 		return err
 	}
-	err := p.make(data, w, mode)
-	if err == nil {
-		if err = unix.Renameat(p.dir, p.moment(), p.dir, p.base); err == nil {
-			return nil
-		}
+	return p.explain(p.make(data, w))
+}
+
+// readers are the user and the group that will be able to read what was
+// prepared.
+func (p *place) readers(mode uint32) (uid, gid uint32, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(p.made, &st); err != nil {
+		return 0, 0, fmt.Errorf("look at the new %s: %w", p.path, err)
 	}
-	_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	if mode&0o040 == 0 {
+		return st.Uid, broker.NoGroup, nil
+	}
+	return st.Uid, st.Gid, nil
+}
+
+// replace puts what was prepared in place.
+func (p *place) replace(mode uint32) error {
+	if err := unix.Fchmod(p.made, mode); err != nil {
+		return fmt.Errorf("give %s the mode %o: %w", p.path, mode, err)
+	}
+	if err := unix.Renameat(p.dir, p.moment(), p.dir, p.base); err != nil {
+		return p.explain(fmt.Errorf("put %s in place: %w", p.path, err))
+	}
+	_ = unix.Close(p.made)
+	p.made = -1
+	return nil
+}
+
+func (p *place) explain(err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("the file system of %s is full: %w; free some room", p.path, err)
@@ -156,15 +190,15 @@ func (p *place) put(data []byte, w who, mode uint32) error {
 	return err
 }
 
-func (p *place) make(data []byte, w who, mode uint32) error {
+func (p *place) make(data []byte, w who) error {
 	if err := unix.Unlinkat(p.dir, p.moment(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove what an earlier run left beside %s: %w", p.path, err)
 	}
-	fd, err := unix.Openat(p.dir, p.moment(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(p.dir, p.moment(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("make a file beside %s: %w", p.path, err)
 	}
-	defer unix.Close(fd)
+	p.made = fd
 	for len(data) > 0 {
 		n, err := unix.Write(fd, data)
 		if err != nil && !errors.Is(err, unix.EINTR) {
@@ -175,8 +209,8 @@ func (p *place) make(data []byte, w who, mode uint32) error {
 	if err := own(fd, w); err != nil {
 		return fmt.Errorf("%s: %w", p.path, err)
 	}
-	if err := unix.Fchmod(fd, mode); err != nil {
-		return fmt.Errorf("give %s the mode %o: %w", p.path, mode, err)
+	if err := unix.Fchmod(fd, 0); err != nil { // as replace will
+		return fmt.Errorf("change the mode of %s: %w", p.path, err)
 	}
 	return nil
 }
@@ -219,6 +253,15 @@ func (p *place) replaceable(w who) error {
 		return fmt.Errorf("%s is there and is no file: remove it", p.path)
 	case int(st.Uid) != os.Geteuid() && int(st.Uid) != w.uid:
 		return fmt.Errorf("%s is there and belongs to the user %d: remove it", p.path, st.Uid)
+	}
+	return nil
+}
+
+// vacant refuses a path at which somebody else has put something.
+func (p *place) vacant() error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(p.dir, p.base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Size > 0 {
+		return fmt.Errorf("%s is there and was not made by the broker: remove it, or write another path", p.path)
 	}
 	return nil
 }

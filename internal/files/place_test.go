@@ -20,7 +20,14 @@ func put(file, text string) error {
 		return err
 	}
 	defer p.close()
-	return p.put([]byte(text), who{-1, -1}, 0o440)
+	return putAt(p, text, who{-1, -1})
+}
+
+func putAt(p *place, text string, w who) error {
+	if err := p.prepare([]byte(text), w); err != nil {
+		return err
+	}
+	return p.replace(0o440)
 }
 
 // Whoever reads while a file is replaced has the one or the other, whole.
@@ -143,7 +150,7 @@ func TestSwappedDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.close()
-	if err := errors.Join(os.Rename(dir+"/d", dir+"/was"), os.Symlink("evil", dir+"/d"), p.put([]byte("x"), who{-1, -1}, 0o400)); err != nil {
+	if err := errors.Join(os.Rename(dir+"/d", dir+"/was"), os.Symlink("evil", dir+"/d"), putAt(p, "x", who{-1, -1})); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(dir + "/evil/token"); err == nil {
@@ -163,7 +170,7 @@ func TestOwner(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = p.put([]byte("x"), w, 0o440)
+			err = putAt(p, "x", w)
 			p.close()
 			// In such a namespace the kernel knows no user 4711 at all.
 			if err == nil || !strings.Contains(err.Error(), want) && !errors.Is(err, unix.EINVAL) {
@@ -213,10 +220,16 @@ func TestFullTmpfs(t *testing.T) {
 			if w.is("full", "token", true, Kept); w.read("token") != first {
 				t.Error("it is another token")
 			}
+			if n := w.handed("token"); n != 1 {
+				t.Errorf("%d hand-overs, and one token was in place", n)
+			}
 			w.pass(15*time.Second + longRetry)
 			// What is too old goes, and that makes room for its successor.
 			if second := w.read("token"); second == first || second == "" {
 				t.Errorf("full, and too old: %+v", w.w.Status())
+			}
+			if n := w.handed("token"); n != 2 {
+				t.Errorf("%d hand-overs, and two tokens were in place", n)
 			}
 			if got := w.names(); got != "ballast token" {
 				t.Errorf("there is %s", got)

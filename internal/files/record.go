@@ -23,8 +23,14 @@ const recordFormat = 1
 
 type record struct {
 	file string
-	mu   sync.Mutex
-	m    map[string]placed
+	lost bool // there was one that could not be read
+
+	disk    sync.Mutex // before mu; mu is never held over the disk, which may be slow
+	written uint64     // the newest change that it has
+
+	mu      sync.Mutex
+	m       map[string]placed
+	changes uint64
 }
 
 // placed is a file that is there, or may be.
@@ -56,6 +62,7 @@ func openRecord(dir string) (*record, error) {
 		err = fmt.Errorf("it has the format %d, and this version knows %d", in.Format, recordFormat)
 	}
 	if err != nil {
+		r.lost = true
 		return r, fmt.Errorf("the record of written files cannot be read: %s: %w", r.file, err)
 	}
 	if in.Files != nil {
@@ -77,27 +84,48 @@ func (r *record) paths() []string {
 	return slices.Sorted(maps.Keys(r.m))
 }
 
-func (r *record) set(path string, p placed) error {
+// set waits until the disk has p.
+func (r *record) set(path string, p placed) error { return r.write(r.put(path, p)) }
+
+// put is set without the disk; write makes up for it, with what it returns.
+func (r *record) put(path string, p placed) (change uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.m[path] = p
-	return r.write()
+	r.changes++
+	return r.changes
 }
 
 func (r *record) drop(path string) error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, ok := r.m[path]; !ok {
+	_, there := r.m[path]
+	delete(r.m, path)
+	r.changes++
+	change := r.changes
+	r.mu.Unlock()
+	if !there {
 		return nil
 	}
-	delete(r.m, path)
-	return r.write()
+	return r.write(change)
 }
 
-func (r *record) write() error {
-	b, err := json.Marshal(map[string]any{"format": recordFormat, "files": r.m})
-	if err != nil {
-		return err
+// write waits until the disk has a change. Whoever writes takes the newest, so
+// that others need not.
+func (r *record) write(change uint64) error {
+	r.disk.Lock()
+	defer r.disk.Unlock()
+	if r.written >= change {
+		return nil
 	}
-	return durable.Replace(r.file, b)
+	r.mu.Lock()
+	newest := r.changes
+	b, err := json.Marshal(map[string]any{"format": recordFormat, "files": r.m})
+	r.mu.Unlock()
+	if err == nil {
+		err = durable.Replace(r.file, b)
+	}
+	if err == nil {
+		r.written = newest
+	}
+	return err
 }

@@ -34,6 +34,8 @@ type world struct {
 	clock  *clock.Bubble
 	log    *output
 	keep   bool // run is preserved
+	stuck  bool // the audit log takes nothing
+	lost   bool // the record cannot be read
 
 	audit  *audit.Log
 	b      *broker.Broker
@@ -42,6 +44,7 @@ type world struct {
 	origin string
 	cancel context.CancelFunc
 	done   chan struct{}
+	reader audit.Caller // of what handed counted last
 }
 
 const (
@@ -102,7 +105,7 @@ func (w *world) start() {
 	if w.keep {
 		o.Preserved = []string{w.run}
 	}
-	if w.w, err = New(o); err != nil {
+	if w.w, err = New(o); (err != nil) != w.lost {
 		w.t.Fatal(err)
 	}
 	if err := w.b.Apply(w.clients()); err != nil {
@@ -113,7 +116,13 @@ func (w *world) start() {
 	logCtx, endLog := context.WithCancel(context.Background())
 	w.cancel, w.done = cancel, make(chan struct{})
 	logged, written, brokered := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() { defer close(logged); _ = w.audit.Run(logCtx) }()
+	go func() {
+		defer close(logged)
+		if w.stuck {
+			<-logCtx.Done()
+		}
+		_ = w.audit.Run(logCtx)
+	}()
 	go func() { defer close(written); _ = w.w.Run(ctx) }()
 	go func() { defer close(brokered); _ = w.b.Run(ctx) }()
 	go func() {
@@ -212,6 +221,21 @@ func (w *world) alarms() (n int) {
 			w.t.Fatal(err)
 		}
 		if e.Type == audit.FileFailed && e.Detail[audit.AlarmKey] != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// handed counts the first hand-overs of tokens by a file.
+func (w *world) handed(name string) (n int) {
+	w.t.Helper()
+	for e, err := range audit.Read(filepath.Join(w.state, "audit"), 0) {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if e.Type == audit.TokenHandover && e.Caller.Place == "file "+filepath.Join(w.run, name) {
+			w.reader = *e.Caller
 			n++
 		}
 	}

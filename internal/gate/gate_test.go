@@ -1,6 +1,9 @@
 package gate
 
 import (
+	"log/slog"
+	"net"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -14,6 +17,41 @@ func TestPeersAreForgotten(t *testing.T) {
 	p.prune()
 	if len(p.peers) != 3 || p.peers[1] != nil {
 		t.Errorf("%v", p.peers)
+	}
+}
+
+// Beyond a user's cap, while all have a request in progress, a few are told so
+// and the others are closed.
+func TestSurplus(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const limit = 3
+	p := New(Limits{ConnectionsPerUser: limit}, slog.New(slog.DiscardHandler))
+	admitted, over := 0, 0
+	for range limit + surplus + 5 {
+		near, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer near.Close()
+		far, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		if c := p.admit(far); c != nil {
+			c.idle.Store(0)
+			admitted++
+			if c.over {
+				over++
+			}
+		}
+	}
+	if admitted != limit+surplus || over != surplus {
+		t.Errorf("%d connections were let in, %d of them to be told that they are too many", admitted, over)
 	}
 }
 

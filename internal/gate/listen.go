@@ -27,8 +27,8 @@ import (
 // what came of it is not what was asked for. Close removes the socket.
 func Listen(path string, mode os.FileMode) (net.Listener, error) {
 	dir := filepath.Dir(path)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the socket's directory: %w", err)
+	if err := MakeDir(dir); err != nil {
+		return nil, err
 	}
 	if err := checkDir(dir); err != nil {
 		return nil, err
@@ -50,6 +50,18 @@ func Listen(path string, mode os.FileMode) (net.Listener, error) {
 	}
 	out.info = info
 	return out, nil
+}
+
+// MakeDir makes a directory for sockets (0755) if only that is missing.
+func MakeDir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("the socket's directory %s cannot be made, since %s is not there: create that one, or choose another --socket", dir, filepath.Dir(dir))
+	}
+	return fmt.Errorf("make the socket's directory: %w: create it, or choose another --socket", err)
 }
 
 // listener removes its socket when it is closed.
@@ -151,7 +163,9 @@ func checkDir(dir string) error {
 		return fmt.Errorf("%s is no directory", dir)
 	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("the socket's directory %s belongs to uid %d, who could put another socket in its place: make it root's or the daemon's own", dir, st.Uid)
-	case info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0:
+	case info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky != 0: // the name is free while no daemon runs
+		return fmt.Errorf("others may make files in the socket's directory %s, and put a socket there while the daemon is away: make a directory of its own in it", dir)
+	case info.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("others may write the socket's directory %s, and put another socket in its place: chmod go-w %s", dir, dir)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -84,11 +85,17 @@ func TestListenLeavesOthersAlone(t *testing.T) {
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
+	sticky := filepath.Join(dir, "sticky")
+	if err := errors.Join(os.Mkdir(sticky, 0o777), os.Chmod(sticky, 0o777|os.ModeSticky)); err != nil { // #nosec G302 -- that is the case
+		t.Fatal(err)
+	}
 	for path, want := range map[string]string{
+		filepath.Join(sticky, "s"):            "a directory of its own",
 		living:                                "in use by a running",
 		file:                                  "is no socket",
 		filepath.Join(open, "s"):              "chmod go-w",
-		filepath.Join(dir, "no", "such", "s"): "directory",
+		filepath.Join(dir, "no", "such", "s"): filepath.Join(dir, "no") + " is not there: create that one, or choose another --socket",
+		filepath.Join(file, "s", "s"):         "create it, or choose another --socket",
 		filepath.Join(dir, strings.Repeat("x", 120)): "",
 	} {
 		l, err := Listen(path, 0o666)

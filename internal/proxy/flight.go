@@ -97,7 +97,7 @@ func (rt *route) takes(x *call) bool {
 
 // request is what the call asks the broker for.
 func (x *call) request() broker.Request {
-	return broker.Request{Client: x.rt.Client, Surface: access.Proxy}
+	return broker.Request{Client: x.rt.Client, Surface: access.Proxy, Via: "route " + x.rt.Name}
 }
 
 // stopped is why the flight has ended the call; nil: it has not.

@@ -20,6 +20,7 @@ import (
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/access"
+	"credentialbroker/internal/audit"
 	"credentialbroker/internal/broker"
 	"credentialbroker/internal/fake"
 )
@@ -54,6 +55,24 @@ func TestAddsHeaders(t *testing.T) {
 			!strings.Contains(body, "X-Ibm-Client-Id: [\""+theKey+"\"]") || !strings.Contains(body, "X-Own: [\"own\"]") || strings.Contains(body, "Forwarded") {
 			t.Errorf("%s: the API saw\n%s", name, body)
 		}
+	}
+}
+
+// On record is the route that a token was handed to.
+func TestRecordedRoute(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(echo), nil)
+	w.do("GET", "/", "")
+	via := map[string]int{}
+	for e, err := range audit.Read(filepath.Join(w.dir, "audit"), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type == audit.TokenHandover {
+			via[e.Code+" "+e.Detail["via"]]++
+		}
+	}
+	if len(via) != 1 || via["proxy route api"] != 1 {
+		t.Errorf("%v", via)
 	}
 }
 

@@ -388,7 +388,7 @@ func (t traced) into(i *leak.Incident) {
 		i.Exposure.LogBegins = t.Begins.UTC().Truncate(time.Second)
 	}
 	hold := func(held string, h audit.Holder) {
-		i.Holders = append(i.Holders, leak.Holder{UID: h.UID, PID: h.PID, Unit: cmp.Or(h.Unit, h.UserUnit), Held: held, First: h.First, Last: h.Last})
+		i.Holders = append(i.Holders, leak.Holder{UID: h.UID, PID: h.PID, Unit: cmp.Or(h.Unit, h.UserUnit, h.Place), Held: held, First: h.First, Last: h.Last})
 	}
 	for _, token := range t.Tokens {
 		i.Exposure.Add(leak.IssuedToken{JTI: token.JTI, Fingerprint: token.Fingerprint, Issued: token.Issued, Expires: token.Expires})

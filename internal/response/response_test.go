@@ -26,6 +26,9 @@ func TestIncident(t *testing.T) {
 	inDesk(t, func(d *desk) {
 		t := d.t
 		g := d.mustGet()
+		if _, err := d.b.WatchPlace(broker.Place{Client: "vdab", Surface: access.Files, Name: "file /run/x/token"}).Next(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		i := d.declare(confirmed("quarantine"))
 		if i.ID != "2000-0001" || i.State != "open" || !slices.Equal(i.Quarantined, []string{"vdab"}) || !strings.Contains(strings.Join(i.ByHand, "\n"), "VDAB must issue a new secret; quarantine stops the API until then.") {
 			t.Errorf("%+v", i)
@@ -36,7 +39,7 @@ func TestIncident(t *testing.T) {
 			t.Errorf("tokens: %s %s", o, detail)
 		}
 		record, err := d.r.book.Get(i.ID)
-		if err != nil || record.Exposure.Count != 1 || record.Exposure.Tokens[0].Fingerprint != g.Token.Fingerprint || len(record.Holders) != 1 || record.ClientID != theID || record.Versions["vdab"] == "" {
+		if err != nil || record.Exposure.Count != 1 || record.Exposure.Tokens[0].Fingerprint != g.Token.Fingerprint || len(record.Holders) != 2 || record.Holders[1].Unit != "file /run/x/token" || record.ClientID != theID || record.Versions["vdab"] == "" {
 			t.Errorf("%+v, %v", record, err)
 		}
 		time.Sleep(time.Second)
