@@ -25,13 +25,13 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request, c *access.Caller
 	if err != nil {
 		return err
 	}
-	ctx, end := s.untilStop(r.Context())
-	defer end()
 	watch := s.cfg.Broker.Watch(c, req)
-	grant, err := watch.Next(ctx)
+	grant, err := watch.Next(r.Context()) // as an ordinary request, it outlives the stop for a while
 	if err != nil {
 		return err
 	}
+	ctx, end := s.untilStop(r.Context())
+	defer end()
 	w.Header()["Content-Type"] = s.fixed.events
 	out := &eventStream{patient{w, http.NewResponseController(w), s.times.line}, &s.buffers}
 	for {
