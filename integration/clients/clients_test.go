@@ -78,7 +78,7 @@ func TestClients(t *testing.T) {
 		}
 	}
 	w := newWorld(t, names...)
-	w.quarantine(t)
+	w.quarantine(t, "leaked")
 	api := w.serveAPI(t)
 	for _, name := range names { // so that they are a minute old when they are refused
 		if strings.HasPrefix(name, "cold-") {

@@ -15,7 +15,7 @@ import (
 // no secret, and refusals that the library understands.
 func TestOAuthLibraries(t *testing.T) {
 	w := newWorld(t, "vdab")
-	w.quarantine(t)
+	w.quarantine(t, "leaked")
 	socket, inGo := w.path("broker.sock"), goClient(t)
 	for _, lib := range []struct {
 		name  string

@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -74,7 +75,8 @@ func TestSurfaces(t *testing.T) {
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprint(table, "SURFACE\tLANGUAGE\tRESULT\tPROCESS ms\tAGAIN µs\n")
 	var ran []string
-	for _, s := range w.surfaces(t, memory, port, api) {
+	rows := w.surfaces(t, memory, port, api)
+	for _, s := range rows {
 		ran = append(ran, "surfaces | "+s.language+" | "+s.name)
 		t.Run(s.name+"/"+s.language, func(t *testing.T) {
 			real.Row(t, "surfaces", s.language, s.name)
@@ -99,10 +101,60 @@ func TestSurfaces(t *testing.T) {
 	if now, err := w.ask.Token(t.Context(), "vdab", client.Options{}); err != nil || now.Fingerprint != want {
 		t.Errorf("at the end the daemon holds another token, or none: %v", err)
 	}
-	missing(t, ran)
+	missing(t, append(ran, "surfaces | all of them | "+contained))
 	_ = table.Flush()
 	fmt.Printf("\n%s\nOne token, fingerprint %s; tokens minted: %d.\nPROCESS: a whole process that gets it, the median of %d. AGAIN: one more reading in one that goes on, of %d.\n\n",
 		text.String(), want, w.issuer.Stats().Minted, processes, readings)
+
+	t.Run("quarantine", func(t *testing.T) { w.quarantineEnds(t, rows, want, memory) })
+}
+
+const contained = "quarantined by one command: none gives the token; files are gone, children and streams ended"
+
+// quarantineEnds: one command, and the token comes by none of the rows any
+// more; what runs with it is told.
+func (w *world) quarantineEnds(t *testing.T, rows []surface, want, files string) {
+	real.Row(t, "surfaces", "all of them", contained)
+	started := w.path("started")
+	child := exec.Command(filepath.Join(real.Root(), "dist", "broker"), "--socket", w.path("broker.sock"), "exec", "vdab", "--", "sh", "-c", `: >"$0"; exec sleep 300`, started)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stream, begun := make(chan error, 1), make(chan struct{}, 1)
+	go func() {
+		for _, err := range w.ask.Events(context.Background(), "vdab", client.Options{}) {
+			if err != nil {
+				stream <- err
+				return
+			}
+			begun <- struct{}{}
+		}
+		stream <- nil
+	}()
+	<-begun
+	awaitFiles(t, started)
+
+	w.quarantine(t, "vdab")
+	for _, s := range rows {
+		out, err := s.run(t.Context(), w.path("broker.sock"))
+		if err == nil {
+			err = s.arrived(out, want)
+		}
+		if err == nil {
+			t.Errorf("%s, %s: the token still comes", s.name, s.language)
+		}
+	}
+	if left, err := os.ReadDir(files); err != nil || len(left) != 0 {
+		t.Errorf("files: %v, %v", left, err)
+	}
+	var refused *client.Problem
+	if err := <-stream; !errors.As(err, &refused) || refused.Code != client.Quarantined {
+		t.Errorf("the stream ended with %v", err)
+	}
+	var ended *exec.ExitError
+	if err := child.Wait(); !errors.As(err, &ended) || ended.ExitCode() != 128+int(syscall.SIGTERM) {
+		t.Errorf("the child: %v", err)
+	}
 }
 
 // missing fails for what integration/expected.d names and nobody ran.

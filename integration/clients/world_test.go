@@ -174,10 +174,10 @@ func (w *world) serveAPI(t *testing.T) string {
 	return s.URL
 }
 
-// quarantine declares that leaked has leaked.
-func (w *world) quarantine(t *testing.T) {
+// quarantine declares that the secret of a client has leaked.
+func (w *world) quarantine(t *testing.T, client string) {
 	t.Helper()
-	real.Must(t, exec.Command(filepath.Join(real.Root(), "dist", "broker"), "--socket", w.path("broker.sock"), "leak", "declare", "leaked",
+	real.Must(t, exec.Command(filepath.Join(real.Root(), "dist", "broker"), "--socket", w.path("broker.sock"), "leak", "declare", client,
 		"--confirmed", "--what", "client_secret", "--happened", "A test.", "--policy", "quarantine", "--no-mail", "--incident", "2026-0001@elsewhere", "--yes"))
 }
 
