@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -166,4 +167,17 @@ func FuzzParseAnchors(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The page for operators names the fields that are sent.
+func TestJournalFieldsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{AnchorMessageID, fieldLog, fieldSeq, fieldHash} {
+		if !strings.Contains(string(page), "`"+field+"`") {
+			t.Errorf("docs/monitoring.md does not name %s", field)
+		}
+	}
 }
