@@ -70,6 +70,7 @@ type server struct {
 	response *response.Responder
 	relogin  chan struct{} // the relays' logins and the webhook's key are to be read again
 	units    *credential.Room
+	stored   []*os.File // that the daemon before this one left with the service manager
 
 	mu      sync.Mutex // one reload at a time
 	current *opened
@@ -104,10 +105,11 @@ func prepare(p paths, out io.Writer) (s *server, consumer, admin net.Listener, e
 	}
 	s.broker = broker.New(broker.Options{Audit: s.audit, ServeUnrecorded: c.Audit.OnFailure == "serve", Clock: s.clock, Dir: p.state})
 	s.openFiles()
-	inherited, err := gate.Inherited(socketModes(c))
+	inherited, stored, err := gate.Inherited(socketModes(c), storedName)
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	s.stored = stored
 	if inherited["broker"] == nil { // the routes' directory is made in it
 		if err := gate.MakeDir(filepath.Dir(p.consumer)); err != nil {
 			return nil, nil, nil, err
@@ -218,7 +220,9 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 		s.log.Warn("the audit log cannot be written", "error", err)
 	}
 	s.response.Start()
+	s.takeTokens(s.stored)
 	s.ports.apply(ctx, s.current.config)
+	asked := ctx // it ends when somebody asks for it, and the group's own after a failure too
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.broker.Run(ctx) })
 	g.Go(func() error { return s.response.Run(ctx) })
@@ -232,6 +236,7 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	g.Go(func() error { return watchdog(ctx, s.paths.consumer) })
 	g.Go(func() error { return scrub(ctx, s.broker) })
 	g.Go(func() error { return s.tell(ctx) })
+	g.Go(func() error { return s.tellTaken(ctx) })
 	g.Go(func() error { return s.export(ctx, own, all) })
 	for _, h := range s.alarmHooks() {
 		g.Go(func() error { return h.Run(ctx) })
@@ -245,7 +250,11 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	notify(daemon.SdNotifyReady, s.summary(clients))
 	err := g.Wait()
 	s.broker.Flush() // requests may have ended after the broker's own work
-	s.audit.Note(audit.Event{Type: audit.DaemonStop})
+	stop := audit.Event{Type: audit.DaemonStop}
+	if asked.Err() != nil {
+		stop.Detail = s.leaveTokens()
+	}
+	s.audit.Note(stop)
 	endLog()
 	err = errors.Join(err, <-logged)
 	s.current.close(nil)

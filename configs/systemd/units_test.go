@@ -82,6 +82,7 @@ func TestService(t *testing.T) {
 		{"Service.WatchdogSec", "60s", "a daemon that hangs is replaced"},
 		{"Service.Restart", "on-failure", ""},
 		{"Service.RestartPreventExitStatus", "64 78", "wrong usage and configuration are for a person"},
+		{"Service.FileDescriptorStoreMax", "1", "a restart costs no token"},
 		{"Service.User", "credential-broker", "the user of sysusers.conf"},
 		{"Service.StateDirectory", "credential-broker", "the daemon finds it in STATE_DIRECTORY"},
 		{"Service.StateDirectoryMode", "0700", "the daemon refuses to start on another"},

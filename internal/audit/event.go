@@ -63,6 +63,7 @@ const (
 	AccessQuarantined Type = "access.quarantined" // a process asked for a client that is quarantined, and got nothing
 
 	TokenMinted   Type = "token.minted"   // the issuer gave a token
+	TokenCarried  Type = "token.carried"  // the token of before a planned restart serves on
 	TokenRefused  Type = "token.refused"  // the issuer refused to give one
 	TokenRejected Type = "token.rejected" // a consumer says that the API refused its token or key
 	TokenRevoked  Type = "token.revoked"  // the issuer took it back, on an administrator's word

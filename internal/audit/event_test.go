@@ -18,7 +18,7 @@ func owasp() map[string][]Type {
 	return map[string][]Type{
 		"1 who asked for a secret, for which system and role":      {TokenHandover, KeyHandover, AccessDenied},
 		"2 whether the request was approved or rejected":           {TokenHandover, KeyHandover, AccessDenied, AccessQuarantined},
-		"3 when the secret was used, and by whom or what":          {TokenHandover, TokenRepeats, KeyHandover, TokenMinted, ProviderRead},
+		"3 when the secret was used, and by whom or what":          {TokenHandover, TokenRepeats, KeyHandover, TokenMinted, TokenCarried, ProviderRead},
 		"4 when the secret expired":                                {TokenExpired, TokenRevoked, LoginRequired, SecretAge},
 		"5 whether an expired secret was used again":               {TokenRejected, TokenRefused, SecretFound},
 		"6 errors of authentication and authorisation":             {TokenRefused, TokenRejected, ProviderFailed, AccessDenied, FileFailed},

@@ -47,11 +47,12 @@ type Broker struct {
 		sync.Mutex
 		list []retiree
 	}
-	ledgers map[string]*rotation.Ledger // by client; Apply's
-	logins  logins                      // that are under way
-	uses    atomic.Uint64               // of secrets
-	sought  sought                      // by scans
-	leaked  leaked
+	ledgers   map[string]*rotation.Ledger // by client; Apply's
+	logins    logins                      // that are under way
+	uses      atomic.Uint64               // of secrets
+	sought    sought                      // by scans
+	leaked    leaked
+	restoring restoring // tokens of the process before this one
 
 	started chan struct{}           // closed when Run has begun
 	running atomic.Pointer[running] // nil before Run and after it

@@ -71,10 +71,12 @@ type clientState struct {
 
 // entry is the cache's place for one combination of scope and audience.
 type entry struct {
-	state *clientState
-	want  oidc.Request
-	held  atomic.Pointer[held]
-	read  atomic.Int64 // boot time of the last read; 0: never
+	state    *clientState
+	want     oidc.Request
+	held     atomic.Pointer[held]
+	carried  atomic.Pointer[carried] // of the process before this one, as long as it may serve; nil: none
+	settling sync.Mutex              // deciding about it
+	read     atomic.Int64            // boot time of the last read; 0: never
 	// notBefore is the boot time before which no background flight starts.
 	notBefore atomic.Int64
 
@@ -223,9 +225,11 @@ func fingerprint(token secret.Secret) (f string) {
 	return f
 }
 
-// fly joins the entry's flight, or starts it. It gives an error instead while
-// the issuer's refusal of this combination is recent.
-func (b *Broker) fly(e *entry, now clock.Reading) (*flight, error) {
+// fly joins the entry's flight, or starts it, for somebody who has seen that
+// seen will not do; if there is another token by then, it ends with that. It
+// gives an error instead while the issuer's refusal of this combination is
+// recent.
+func (b *Broker) fly(e *entry, seen *held, now clock.Reading) (*flight, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.flight != nil {
@@ -238,7 +242,7 @@ func (b *Broker) fly(e *entry, now clock.Reading) (*flight, error) {
 	}
 	f := &flight{done: make(chan struct{})}
 	if !b.launch(func(ctx context.Context) {
-		f.err = b.fetch(ctx, e)
+		f.err = b.fetch(ctx, e, seen)
 		e.mu.Lock()
 		e.flight = nil
 		e.mu.Unlock()
@@ -266,8 +270,13 @@ func (b *Broker) launch(f func(context.Context)) bool {
 	return true
 }
 
-// fetch is the body of a flight: it mints and installs one token.
-func (b *Broker) fetch(ctx context.Context, e *entry) error {
+// fetch is the body of a flight: it mints and installs one token, or takes over
+// that of the process before this one.
+func (b *Broker) fetch(ctx context.Context, e *entry, seen *held) error {
+	b.takeOver(ctx, e)
+	if e.held.Load() != seen {
+		return nil
+	}
 	cl := e.state.client.Load()
 	started := b.o.Clock.Now()
 	m, err := cl.cred.Mint(ctx, e.want)

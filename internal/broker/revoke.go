@@ -48,6 +48,9 @@ func (b *Broker) withdraw(cl *cachedClient) []*held {
 	defer cl.state.mu.Unlock()
 	list := slices.DeleteFunc(cl.state.unrevoked, func(h *held) bool { return h.token.Expires.Until(now) <= 0 })
 	for _, e := range cl.all() {
+		if h := b.unsettled(e); h != nil {
+			list = append(list, h)
+		}
 		if h := e.held.Swap(nil); h != nil {
 			b.retireToken(h)
 			list = append(list, h)

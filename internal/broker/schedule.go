@@ -93,6 +93,11 @@ func (b *Broker) tend(e *entry) {
 		b.drop(e) // the client is gone, or its issuer is another, or the combination was forgotten
 		return
 	}
+	b.settle(e)
+	if e.carried.Load() != nil {
+		b.sched.at(e, b.o.Clock.Now().Add(settleAgain))
+		return
+	}
 	if b.incident(cl.cfg.Name) != "" {
 		return // Contain schedules it again
 	}
@@ -117,7 +122,7 @@ func (b *Broker) tend(e *entry) {
 		b.sched.at(e, now.Add(wait))
 		return
 	}
-	if _, err := b.fly(e, now); err != nil {
+	if _, err := b.fly(e, h, now); err != nil {
 		b.sched.at(e, now.Add(retryIdle))
 	}
 }
@@ -142,6 +147,7 @@ func (e *entry) active(now clock.Reading, h *held, warm bool) bool {
 }
 
 func (b *Broker) drop(e *entry) {
+	b.forget(e, leftClient)
 	b.retireToken(e.held.Swap(nil))
 }
 

@@ -229,7 +229,7 @@ func (c *cachedClient) want(d access.Decision, r Request) oidc.Request {
 func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*held, clock.Reading, error) {
 	now := b.o.Clock.Now()
 	e.read.Store(int64(now.Boot))
-	for range 3 { // as found, proved with a newer bundle, minted
+	for range 4 { // as found, taken over or proved with a newer bundle, minted
 		h := e.held.Load()
 		if h != nil && h.usable(now, minTTL) {
 			if h.stale(now, e.state.client.Load().cred.Current()) {
@@ -240,7 +240,7 @@ func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*he
 		if b.adopt(e, h, now) != nil {
 			continue
 		}
-		if err := b.await(ctx, e, now); err != nil {
+		if err := b.await(ctx, e, h, now); err != nil {
 			return nil, now, err
 		}
 		now = b.o.Clock.Now()
@@ -249,14 +249,15 @@ func (b *Broker) token(ctx context.Context, e *entry, minTTL time.Duration) (*he
 		Detail: "the issuer's tokens end before they can be used, or before min_ttl: ask for less, and check the clock and the lifetime at the issuer"}
 }
 
-// await joins the entry's flight, or starts it, and waits for its end.
-func (b *Broker) await(ctx context.Context, e *entry, now clock.Reading) error {
+// await joins the entry's flight, or starts it, and waits for its end; seen is
+// the token that will not do.
+func (b *Broker) await(ctx context.Context, e *entry, seen *held, now clock.Reading) error {
 	select {
 	case <-b.started: // whoever comes while the daemon starts waits for it
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	f, err := b.fly(e, now)
+	f, err := b.fly(e, seen, now)
 	if err != nil {
 		return err
 	}
@@ -275,7 +276,7 @@ func (b *Broker) refresh(e *entry, h *held, now clock.Reading) *held {
 		return n
 	}
 	if now.Boot >= time.Duration(e.notBefore.Load()) {
-		_, _ = b.fly(e, now)
+		_, _ = b.fly(e, h, now)
 	}
 	return h
 }
@@ -352,6 +353,7 @@ func (b *Broker) Reject(ctx context.Context, c *access.Caller, r Rejection) (Rej
 	case fingerprint == "" || cl.issuer == nil:
 		return Rejected{Reason: "no token is named, by access_token or fingerprint, so nothing is replaced"}, nil
 	}
+	b.settleAll(cl, fingerprint)
 	e := cl.find(fingerprint)
 	if e == nil {
 		return notCurrent(), nil
@@ -382,7 +384,7 @@ func (b *Broker) mayReject(c *access.Caller, name string) (*cachedClient, error)
 }
 
 func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rejected, error) {
-	now := b.o.Clock.Now()
+	now, seen := b.o.Clock.Now(), e.held.Load()
 	wait, suspicious, current := e.rejected(now, fingerprint)
 	if !current {
 		return notCurrent(), nil
@@ -397,7 +399,7 @@ func (b *Broker) replace(ctx context.Context, e *entry, fingerprint string) (Rej
 		}
 		return out, nil
 	}
-	if err := b.await(ctx, e, now); err != nil {
+	if err := b.await(ctx, e, seen, now); err != nil {
 		return Rejected{}, err
 	}
 	out := Rejected{Replaced: true, Reason: "a new token is there: repeat the call once"}

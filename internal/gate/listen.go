@@ -194,11 +194,32 @@ func checkSocket(path string, mode os.FileMode) (os.FileInfo, error) {
 // FileDescriptorName=, after looking at each as Listen does. modes holds the
 // names that are known, and the permissions that each should have. None is no
 // error: then the daemon was started by hand. Close does not remove them.
-func Inherited(modes map[string]os.FileMode) (map[string]net.Listener, error) {
-	passed, err := activation.ListenersWithNames()
-	if err != nil {
-		return nil, fmt.Errorf("take the sockets from systemd: %w", err)
+//
+// stored are the descriptors called store, which the daemon before this one
+// left with systemd (FDSTORE in sd_notify(3)), as they are: the caller closes
+// them.
+func Inherited(modes map[string]os.FileMode, store string) (sockets map[string]net.Listener, stored []*os.File, err error) {
+	passed := map[string][]net.Listener{}
+	for _, f := range activation.Files(true) {
+		if f.Name() == store {
+			stored = append(stored, f)
+			continue
+		}
+		if l, err := net.FileListener(f); err == nil {
+			passed[f.Name()] = append(passed[f.Name()], l)
+		}
+		_ = f.Close()
 	}
+	if sockets, err = checkPassed(passed, modes); err != nil {
+		for _, f := range stored {
+			_ = f.Close()
+		}
+		return nil, nil, err
+	}
+	return sockets, stored, nil
+}
+
+func checkPassed(passed map[string][]net.Listener, modes map[string]os.FileMode) (map[string]net.Listener, error) {
 	out := map[string]net.Listener{}
 	for name, list := range passed {
 		mode, known := modes[name]

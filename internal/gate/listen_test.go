@@ -2,6 +2,7 @@ package gate
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -157,7 +158,7 @@ func TestMain(m *testing.M) {
 // process.
 func childInherited() int {
 	_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-	got, err := Inherited(map[string]os.FileMode{"broker": 0o666, "admin": 0o666})
+	got, stored, err := Inherited(map[string]os.FileMode{"broker": 0o666, "admin": 0o666}, "kept")
 	if err != nil {
 		_, _ = io.WriteString(os.Stdout, err.Error())
 		return 1
@@ -167,6 +168,10 @@ func childInherited() int {
 			_, _ = io.WriteString(os.Stdout, name+" "+l.Addr().String()+"\n")
 			_ = l.Close()
 		}
+	}
+	for _, f := range stored {
+		b, err := io.ReadAll(f)
+		_, _ = fmt.Fprintln(os.Stdout, f.Name(), string(b), err)
 	}
 	return 0
 }
@@ -199,6 +204,20 @@ func TestInherited(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcpFile.Close()
+	kept := func() *os.File {
+		f, err := os.CreateTemp(dir, "kept")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		if _, err := f.WriteString("left"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
 	b, a, closed := socket("b", 0o666), socket("a", 0o666), socket("closed", 0o600)
 	for _, c := range []struct {
 		names string
@@ -208,6 +227,9 @@ func TestInherited(t *testing.T) {
 		{"", nil, ""},
 		{"broker:admin", []*os.File{b, a}, "broker " + filepath.Join(dir, "b") + "\nadmin " + filepath.Join(dir, "a") + "\n"},
 		{"admin", []*os.File{a}, "admin " + filepath.Join(dir, "a") + "\n"},
+		{"admin:kept", []*os.File{a, kept()}, "admin " + filepath.Join(dir, "a") + "\nkept left <nil>\n"},
+		{"kept:kept", []*os.File{kept(), kept()}, "kept left <nil>\nkept left <nil>\n"},
+		{"other:admin", []*os.File{kept(), a}, "admin " + filepath.Join(dir, "a") + "\n"},
 		{"broker", []*os.File{closed}, "has mode 0600 and should have 0666"},
 		{"broker", []*os.File{tcpFile}, "no Unix stream socket"},
 		{"what", []*os.File{b}, "FileDescriptorName=what"},
