@@ -41,9 +41,9 @@ func setupCommand(s *sockets) *cobra.Command {
 		Example: "  broker setup\n" +
 			"  broker setup --dry-run --manager vault --address https://vault.corp.example:8200 \\\n" +
 			"    --client vdab --preset vdab-test --path vdab/test --contact it@corp.example --purpose vacancies --allow user=batch\n" +
-			"  printf '%s\\n' \"$ROLE_ID\" \"$SECRET_ID\" | broker setup --yes --json --manager vault --address https://vault.corp.example:8200 \\\n" +
-			"    --credential role-id=- --credential secret-id=- --client vdab --preset vdab-test --path vdab/test \\\n" +
-			"    --contact it@corp.example --purpose vacancies --allow unit=php8.2-fpm.service,user=web\n" +
+			"  vault write -f -field=secret_id auth/approle/role/credential-broker/secret-id | broker setup --yes --json \\\n" +
+			"    --manager vault --address https://vault.corp.example:8200 --credential role-id=role-id.txt --credential secret-id=- \\\n" +
+			"    --client vdab --preset vdab-test --path vdab/test --contact it@corp.example --purpose vacancies --allow unit=php8.2-fpm.service,user=web\n" +
 			"  age-keygen | broker setup --yes --manager file --credential identity=- --client vdab --preset vdab-test --path vdab \\\n" +
 			"    --contact it@corp.example --purpose vacancies --allow user=batch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -218,6 +218,11 @@ func (in *setupRun) policy() (policy.Policy, error) {
 	}
 	if in.login.name == "approle" {
 		place.Role = in.get("role")
+		for _, s := range in.managerSet {
+			if mount, ok := strings.CutPrefix(s, "auth.approle.mount="); ok {
+				place.Auth = mount
+			}
+		}
 	}
 	return policy.For(in.manager.name, place, in.writes)
 }

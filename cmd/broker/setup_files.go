@@ -174,10 +174,10 @@ func (in *setupRun) write(files []*setupFile) error {
 		}
 		for _, done := range slices.Backward(files[:i]) {
 			var undo error
-			switch {
-			case done.State == "created":
+			switch done.State {
+			case "created":
 				undo = durable.Remove(in.at(done.Path))
-			case done.State == "changed":
+			case "changed":
 				undo = durable.ReplaceMode(in.at(done.Path), done.before, done.mode)
 			}
 			if undo != nil {

@@ -270,6 +270,9 @@ func (in *setupRun) valid() error {
 			return usageError{fmt.Errorf("--%s %q: want letters, digits, - and _", flag, in.get(flag))}
 		}
 	}
+	if in.manager.name == "systemd" && !plainName(in.get("path")) { // it is a file's name too
+		return usageError{fmt.Errorf("--path %q: want letters, digits, - and _", in.get("path"))}
+	}
 	for flag, text := range in.text {
 		if strings.ContainsFunc(*text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return usageError{fmt.Errorf("--%s holds a control character", flag)}

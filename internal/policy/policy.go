@@ -38,6 +38,7 @@ type Place struct {
 	Mount string // Vault: of the engine; empty: secret
 	KV    int    // Vault: version of the engine; 0: 2
 	Role  string // Vault: AppRole that logs in; empty: another way of logging in
+	Auth  string // Vault: mount of the AppRole method; empty: approle
 
 	Region  string // AWS; empty: any
 	Account string // AWS; empty: any
@@ -54,7 +55,7 @@ func For(manager string, p Place, write bool) (Policy, error) {
 	if manager == "vault" {
 		wide += "+" // any one segment of a path
 	}
-	for _, s := range []string{p.Path, p.Mount, p.Role, p.Region, p.Account, p.Project} {
+	for _, s := range []string{p.Path, p.Mount, p.Role, p.Auth, p.Region, p.Account, p.Project} {
 		if strings.ContainsAny(s, wide) || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 			return Policy{}, fmt.Errorf("%q cannot stand in a policy: it has a space, a quote, or a character that would match more than one name", s)
 		}
@@ -94,11 +95,12 @@ func vault(p Place, write bool) Policy {
 	}
 	out.Install = "vault policy write credential-broker policy.hcl\n"
 	if p.Role != "" {
+		role := "auth/" + strings.Trim(cmp.Or(p.Auth, "approle"), "/") + "/role/" + p.Role
 		out.Text += "# To warn before the secret-id itself expires.\n" +
-			fmt.Sprintf("path \"auth/approle/role/%s/secret-id/lookup\" { capabilities = [\"update\"] }\n", p.Role)
-		out.Install += fmt.Sprintf("vault write auth/approle/role/%s token_policies=credential-broker token_ttl=1h\n", p.Role) +
-			fmt.Sprintf("vault read -field=role_id auth/approle/role/%s/role-id\n", p.Role) +
-			fmt.Sprintf("vault write -f -field=secret_id auth/approle/role/%s/secret-id\n", p.Role)
+			fmt.Sprintf("path %q { capabilities = [\"update\"] }\n", role+"/secret-id/lookup")
+		out.Install += "vault write " + role + " token_policies=credential-broker token_ttl=1h\n" +
+			"vault read -field=role_id " + role + "/role-id\n" +
+			"vault write -f -field=secret_id " + role + "/secret-id\n"
 	}
 	return out
 }

@@ -64,6 +64,7 @@ func TestPlaces(t *testing.T) {
 		want    string
 	}{
 		{"vault", Place{Path: "/a/b/", Mount: "team/kv/"}, `path "team/kv/data/a/b" { capabilities = ["read"] }`},
+		{"vault", Place{Path: "a", Role: "r", Auth: "team/approle"}, `path "auth/team/approle/role/r/secret-id/lookup"`},
 		{"vault", Place{Path: "a/b", KV: 1}, "path \"secret/a/b\" { capabilities = [\"read\"] }\n"},
 		{"aws", Place{Path: "arn:aws:secretsmanager:eu-west-1:1:secret:a-AbCdEf"}, `"Resource": "arn:aws:secretsmanager:eu-west-1:1:secret:a-AbCdEf"`},
 		{"aws", Place{Path: "a"}, `"Resource": "arn:aws:secretsmanager:*:*:secret:a-??????"`},
