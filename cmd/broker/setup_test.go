@@ -55,7 +55,7 @@ func TestEditConfig(t *testing.T) {
 		"empty":      {"providers: {} # none yet\nstate: /x\n", "providers:\n" + block + "state: /x\n", ""},
 		"another":    {"providers: # all\n  # the first\n  a:\n    systemd: {}\nstate: /x\n", "providers: # all\n" + block + "  # the first\n  a:\n    systemd: {}\nstate: /x\n", ""},
 		"deeper":     {"providers:\n    a:\n        systemd: {}\n", "providers:\n    corp:\n      systemd: {}\n    a:\n        systemd: {}\n", ""},
-		"same":       {"providers:\n  a: { systemd: {} }\n" + block + "  # b\n  b: { systemd: {} }\n\n\n", "providers:\n  a: { systemd: {} }\n" + block + "  # b\n  b: { systemd: {} }\n\n\n", ""},
+		"same":       {"providers:\n  a: { systemd: {} }\n" + block + "  # b\n  b:\n    systemd: {}\n\n\n", "providers:\n  a: { systemd: {} }\n" + block + "  # b\n  b:\n    systemd: {}\n\n\n", ""},
 		"other":      {"providers:\n  corp: # mine\n    file:\n      path: /x\n", "", "a provider corp already"},
 		"flow":       {"providers: { a: { systemd: {} } }\n", "", "on one line"},
 		"longer":     {"providers:\n  corporate:\n    systemd: {}\n", "providers:\n" + block + "  corporate:\n    systemd: {}\n", ""},

@@ -45,6 +45,7 @@ func TestLoginEnd(t *testing.T) {
 			end   time.Time
 		}{
 			"dies":             {token{from: now, end: now.Add(time.Hour)}, now.Add(time.Hour)},
+			"is not renewed":   {token{from: now, end: now.Add(time.Hour), max: 48 * time.Hour}, now.Add(time.Hour)},
 			"is renewed":       {token{from: now, end: now.Add(time.Hour), renewable: true}, time.Time{}},
 			"has a longest":    {token{from: now, end: now.Add(time.Hour), renewable: true, max: 48 * time.Hour}, now.Add(48 * time.Hour)},
 			"lives for ever":   {token{from: now}, time.Time{}},
