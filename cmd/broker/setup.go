@@ -280,7 +280,7 @@ func (in *setupRun) show(ctx context.Context, done *setupResult, list []*credent
 func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 	err := in.take(ctx, done)
 	live := err == nil && !in.noStart && (in.root == "" || in.consumer != "" || in.admin != "")
-	bad := 0
+	bad, empty := 0, false
 	if live {
 		for f, failed := range in.administration().Check(ctx) {
 			if failed != nil {
@@ -291,6 +291,7 @@ func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 			fmt.Fprintf(in.say, "%-8s %-7s %s: %s\n", f.Level, f.Check, f.Target, f.Detail)
 			if f.Level == client.Error {
 				bad++
+				empty = empty || f.Check == "secret" && f.Target == in.get("client")
 			}
 		}
 	}
@@ -298,8 +299,10 @@ func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 		err = failure{exitCode(err), fmt.Errorf("everything is written, and not tried: %s; when that is mended, run broker check --live", explain(err))}
 	}
 	if bad > 0 {
-		fmt.Fprintf(in.say, "\nEverything is written. The credentials of the client go into the secrets manager with: broker intake FILE %s\n", in.get("client"))
-		err = failure{exitUnavailable, errors.New("not everything works yet: see what is said above; then run broker check --live")}
+		err = failure{exitUnavailable, errors.New("everything is written, and not everything works yet: see what is said above; then run broker check --live")}
+	}
+	if empty {
+		fmt.Fprintf(in.say, "\nThe policy has to be in force, and what the issuer sent is stored with: broker intake FILE %s\n", in.get("client"))
 	}
 	if !live && err == nil && done.Changed {
 		fmt.Fprintln(in.say, "Then: systemctl daemon-reload; systemctl restart credential-broker; broker check --live")
