@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -30,6 +31,10 @@ type Options struct {
 	// Offline checks a configuration outside of the daemon's unit: with
 	// Credentials empty the variable stays as it is written.
 	Offline bool
+	// Replace are files that are read in the place of others, which need not
+	// be there: what the configuration would be. Its keys are broker.yaml, and
+	// names in clients.d, as absolute paths. Mistakes name the key.
+	Replace map[string]string
 }
 
 const (
@@ -45,7 +50,10 @@ func Load(file string, o Options) (*Config, error) {
 	r := newReport()
 	c := &Config{file: file}
 	read := func(name string) (*decoder, ast.Node) {
-		d := &decoder{report: r, file: &source{name: name}, credentials: o.Credentials, offline: o.Offline}
+		d := &decoder{report: r, file: &source{name: name, from: name}, credentials: o.Credentials, offline: o.Offline}
+		if in, ok := o.Replace[absolute(name)]; ok {
+			d.file.from = in
+		}
 		return d, d.parse()
 	}
 	d, root := read(file)
@@ -53,7 +61,7 @@ func Load(file string, o Options) (*Config, error) {
 	if whole {
 		d.value(root, reflect.ValueOf(c).Elem(), "")
 	}
-	for _, name := range clientFiles(file, r) {
+	for _, name := range clientFiles(file, o, r) {
 		d, root := read(name)
 		if root == nil {
 			whole = false
@@ -84,13 +92,10 @@ type clientFile struct {
 
 // clientFiles lists what of clients.d is to be read, in order. A name that
 // looks as if it were meant and is not read is a mistake.
-func clientFiles(file string, r *report) []string {
+func clientFiles(file string, o Options, r *report) []string {
 	dir := filepath.Join(filepath.Dir(file), "clients.d")
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.problem(place{file: &source{name: dir}}, "", "the directory cannot be read: "+reason(err), "", "")
 	}
 	var names []string
@@ -104,12 +109,33 @@ func clientFiles(file string, r *report) []string {
 			r.problem(place{file: &source{name: name}}, "", "the file is not read: only names that end in .yaml are", "", "rename it, or move it elsewhere")
 		}
 	}
+	for name := range o.Replace {
+		if absolute(name) == absolute(file) {
+			continue
+		}
+		switch here := filepath.Join(dir, filepath.Base(name)); {
+		case filepath.Dir(name) != absolute(dir) || filepath.Ext(name) != ".yaml" || strings.HasPrefix(filepath.Base(name), "."):
+			r.problem(place{file: &source{name: name}}, "", "the file would not be read", file+", or a name in "+dir+" that ends in .yaml", "")
+		case !slices.Contains(names, here):
+			names = append(names, here)
+		}
+	}
+	slices.Sort(names)
 	return names
+}
+
+// absolute is how a file is named for comparisons.
+func absolute(name string) string {
+	if a, err := filepath.Abs(name); err == nil {
+		return a
+	}
+	return name
 }
 
 // source is one file's text.
 type source struct {
 	name  string
+	from  string // the file that is read
 	lines []string
 }
 
@@ -129,7 +155,7 @@ type place struct {
 // parse reads and parses the decoder's file. It returns nil after a problem
 // that leaves nothing to decode.
 func (d *decoder) parse() ast.Node {
-	data, p := readTrusted(d.file.name)
+	data, p := readTrusted(d.file.from)
 	if p != nil {
 		d.problem(place{file: d.file}, "", p.message, "", p.hint)
 		return nil

@@ -40,6 +40,15 @@ type Egress interface {
 	Endpoints() []string
 }
 
+// A Perishable is a Provider that can tell when what it logs in with ends: not
+// its session, which it renews by itself, but the secret-id, token or
+// certificate that somebody has to replace.
+type Perishable interface {
+	// LoginEnd gives the end and what ends, in words. Zero: no end is known. Its
+	// errors are of type *Error; Denied: the login may not ask for its own end.
+	LoginEnd(ctx context.Context) (what string, end time.Time, err error)
+}
+
 // A Ref names one secret in the manager's own words.
 type Ref struct {
 	// Mount is the path of the secrets engine (vault only; empty: "secret").

@@ -19,7 +19,7 @@ func checkCommand(s *sockets) *cobra.Command {
 		Long: "Check the configuration, offline. With --egress, list every host:port for the firewall request. With --live,\n" +
 			"try inside the running daemon what it depends on: sockets, clock, TLS, permissions, mail relay, a login\n" +
 			"within the budget.\n\n" +
-			"Offline: --config FILE, --egress, --json. With --live: --json, --socket PATH, --admin-socket PATH.",
+			"Offline: --config FILE, --replace FILE=NEW, --egress, --json. With --live: --json, --socket PATH, --admin-socket PATH.",
 		Example: "  broker check\n  broker check --egress\n  broker check --live",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			rest, live, asJSON, err := s.liveFlags(args)

@@ -140,7 +140,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&s.admin, "admin-socket", "", "administrators' socket (default: admin.sock beside the consumer socket)")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(tokenCommand(s), headersCommand(s), apiKeyCommand(s), jwtCommand(s), whoamiCommand(s), execCommand(s),
-		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), keysCommand(s), intakeCommand(s), loginCommand(s), revokeCommand(s), auditCommand(s), leakCommand(s), whoisCommand(s),
+		statusCommand(s), checkCommand(s), reloadCommand(s), rotateCommand(s), retryCommand(s), keysCommand(s), intakeCommand(s), setupCommand(s), loginCommand(s), revokeCommand(s), auditCommand(s), leakCommand(s), whoisCommand(s),
 		scanCommand(s),
 		forward("serve", "Run the daemon", "  broker serve\n  broker serve --config ./broker.yaml"),
 		forward("presets", "List what is known of issuers, each value with its source", "  broker presets\n  broker presets show vdab-production"),

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -16,12 +17,23 @@ import (
 
 func checkCommand() *cobra.Command {
 	file, egress, asJSON := defaultConfig(), false, false
+	var replace []string
 	c := &cobra.Command{Use: "check", Short: "Check the configuration, offline", Args: noArgs,
 		Long: "Check the configuration without connecting to anything: every mistake of every file, then what\n" +
-			"works and may not be meant. Exit code 78 if there are mistakes.",
-		Example: "  broker check\n  broker check --config ./broker.yaml\n  broker check --egress\n  broker check --live",
+			"works and may not be meant. Exit code 78 if there are mistakes.\n\n" +
+			"With --replace FILE=NEW, what it would be with the file NEW in the place of FILE, which need not be there yet.",
+		Example: "  broker check\n  broker check --config ./broker.yaml\n  broker check --egress\n  broker check --live\n" +
+			"  broker check --replace /etc/credential-broker/clients.d/vdab.yaml=./vdab.yaml",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := configs.Load(file, configs.Options{Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), Offline: true})
+			o := configs.Options{Credentials: os.Getenv("CREDENTIALS_DIRECTORY"), Offline: true, Replace: map[string]string{}}
+			for _, r := range replace {
+				old, now, ok := strings.Cut(r, "=")
+				if !ok || !filepath.IsAbs(old) || now == "" {
+					return usageError{fmt.Errorf("--replace %s: want FILE=NEW, FILE with its whole path", r)}
+				}
+				o.Replace[filepath.Clean(old)] = now
+			}
+			c, err := configs.Load(file, o)
 			if err != nil {
 				return err
 			}
@@ -34,6 +46,7 @@ func checkCommand() *cobra.Command {
 			return showCheck(cmd, c, asJSON)
 		}}
 	c.Flags().StringVar(&file, "config", file, "configuration file")
+	c.Flags().StringArrayVar(&replace, "replace", nil, "check with the file NEW in the place of FILE, as in FILE=NEW (repeatable)")
 	c.Flags().BoolVar(&egress, "egress", false, "list every host:port, for the firewall request")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c

@@ -41,11 +41,15 @@ func (b *Broker) Live(ctx context.Context, report func(client.Finding)) {
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, liveParallel)
 	chains := map[string]*oidc.Profile{}
+	managers := map[string]providers.Perishable{}
 	for _, name := range set.names {
 		cl := set.byName[name]
 		if cl.issuer != nil && !cl.issuer.Local() {
 			p := cl.cfg.Issuer
 			chains[cmp.Or(p.TokenEndpoint, p.MetadataURI, p.Issuer)] = p
+		}
+		if p, ok := cl.cfg.Provider.(providers.Perishable); ok {
+			managers[cl.cfg.ProviderName] = p
 		}
 		for _, err := range cl.problems {
 			say("allow", name, client.Warning, "%v", err)
@@ -54,6 +58,13 @@ func (b *Broker) Live(ctx context.Context, report func(client.Finding)) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			b.liveClient(ctx, cl, say)
+		})
+	}
+	for name, p := range managers {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			b.liveManager(ctx, name, p, say)
 		})
 	}
 	for endpoint, p := range chains {
@@ -126,6 +137,24 @@ func (b *Broker) liveClient(ctx context.Context, cl *cachedClient, say say) {
 	}
 	if h.token.Narrowed {
 		say("scope", name, client.Warning, "the issuer granted scope %q where %q was asked for", h.token.Scope, e.want.Scope)
+	}
+}
+
+// liveManager looks when the login at a secrets manager ends: nobody else
+// announces it, and then every client fails at once.
+func (b *Broker) liveManager(ctx context.Context, name string, p providers.Perishable, say say) {
+	what, end, err := p.LoginEnd(ctx)
+	left := end.Sub(b.o.Clock.Now().Wall)
+	switch {
+	case providers.KindOf(err) == providers.Denied:
+		say("login", name, client.OK, "when the login ends is not known: %v", err)
+	case err != nil:
+		say("login", name, client.Error, "%v", err)
+	case end.IsZero():
+	case left < certificateDue:
+		say("login", name, client.Warning, "%s ends on %s: replace it before (broker setup seals the next one)", what, end.UTC().Format(time.RFC3339))
+	default:
+		say("login", name, client.OK, "%s is valid until %s", what, end.UTC().Format(time.RFC3339))
 	}
 }
 

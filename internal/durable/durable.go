@@ -10,14 +10,17 @@ import (
 
 // Replace writes a file so that either the old or the new content survives a
 // power loss. The file gets mode 0600.
-func Replace(file string, data []byte) error {
+func Replace(file string, data []byte) error { return ReplaceMode(file, data, 0o600) }
+
+// ReplaceMode is Replace with another mode, whatever the umask.
+func ReplaceMode(file string, data []byte, mode os.FileMode) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), file)
 	}

@@ -45,8 +45,9 @@ type fake struct {
 	fault   providertest.Case
 	refuse  func(r *http.Request) *fakeError // nil result: goes on
 	calls   providertest.Calls
-	lax     bool   // hands out disabled versions
-	after   func() // runs once, after the next PUT
+	allowed []string // data actions of the role; nil: all
+	lax     bool     // hands out disabled versions
+	after   func()   // runs once, after the next PUT
 }
 
 type fakeVersion struct {
@@ -217,7 +218,23 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if f.allowed != nil && !slices.Contains(f.allowed, "Microsoft.KeyVault/vaults/secrets/"+action(r.Method, parts)) {
+		reply(w, fakeError{status: 403, code: "Forbidden", inner: "ForbiddenByRbac"})
+		return
+	}
 	f.serveVault(w, r, parts, body)
+}
+
+// action is the data action that a call takes, as Azure's page of operations
+// of Microsoft.KeyVault has it.
+func action(method string, parts []string) string {
+	switch {
+	case method == http.MethodPut:
+		return "setSecret/action"
+	case parts[0] == "deletedsecrets", len(parts) == 3 && parts[2] == "versions":
+		return "readMetadata/action"
+	}
+	return "getSecret/action"
 }
 
 func (f *fake) serveEntra(w http.ResponseWriter, r *http.Request) {

@@ -3,6 +3,8 @@ package azure
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -127,18 +129,40 @@ func (l *login) source() (azcore.TokenCredential, error) {
 }
 
 func (l *login) fromCertificate(c clientCertificate, o azcore.ClientOptions, known bool) (azcore.TokenCredential, error) {
+	certs, private, err := c.read()
+	if err != nil {
+		return nil, err
+	}
+	return azidentity.NewClientCertificateCredential(c.TenantID, c.ClientID, certs, private,
+		&azidentity.ClientCertificateCredentialOptions{ClientOptions: o, DisableInstanceDiscovery: !known})
+}
+
+func (c clientCertificate) read() ([]*x509.Certificate, crypto.PrivateKey, error) {
 	const key = "auth.client_certificate.certificate_file"
 	pem, err := readFile(key, c.CertificateFile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer clear(pem)
 	certs, private, err := azidentity.ParseCertificates(pem, nil)
 	if err != nil {
-		return nil, ownError(key + ": " + c.CertificateFile + " holds no certificate with its private key")
+		return nil, nil, ownError(key + ": " + c.CertificateFile + " holds no certificate with its private key")
 	}
-	return azidentity.NewClientCertificateCredential(c.TenantID, c.ClientID, certs, private,
-		&azidentity.ClientCertificateCredentialOptions{ClientOptions: o, DisableInstanceDiscovery: !known})
+	return certs, private, nil
+}
+
+// LoginEnd implements providers.Perishable. Entra ID tells nobody but
+// administrators when a client secret ends; a certificate says so itself.
+func (p *provider) LoginEnd(context.Context) (what string, end time.Time, _ error) {
+	c := p.c.Auth.ClientCertificate
+	if c == nil {
+		return "", time.Time{}, nil
+	}
+	certs, _, err := c.read()
+	if err != nil {
+		return "", time.Time{}, &providers.Error{Kind: providers.LoginFailed, Provider: name, Message: err.Error()}
+	}
+	return "the certificate in auth.client_certificate.certificate_file", certs[0].NotAfter, nil
 }
 
 func readFile(key, file string) ([]byte, error) {

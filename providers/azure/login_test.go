@@ -307,3 +307,22 @@ func TestReplacedFileIsReadAgain(t *testing.T) {
 	}
 	mustFetch(t, p, f.Ref("app"), "")
 }
+
+// A certificate is the one login whose end can be seen.
+func TestLoginEnd(t *testing.T) {
+	f := newFake(t)
+	file, _ := newCertificate(t)
+	c := f.config()
+	c.Auth.ClientCertificate = &clientCertificate{TenantID: fakeTenant, ClientID: fakeClient, CertificateFile: file}
+	what, end, err := f.open(t, c).LoginEnd(t.Context())
+	if err != nil || end.IsZero() || what != "the certificate in auth.client_certificate.certificate_file" {
+		t.Error(what, end, err)
+	}
+	c.Auth.ClientCertificate.CertificateFile = write(t, "junk", "junk "+providertest.Canary)
+	if _, _, err = f.open(t, c).LoginEnd(t.Context()); providers.KindOf(err) != providers.LoginFailed || strings.Contains(err.Error(), providertest.Canary) {
+		t.Error(err)
+	}
+	if _, end, err = f.Open(t, providertest.Options{}).(*provider).LoginEnd(t.Context()); !end.IsZero() || err != nil {
+		t.Error(end, err)
+	}
+}

@@ -64,7 +64,8 @@ type fake struct {
 	calls     []string                                                      // METHOD path
 	n         int
 
-	afterWrite string // what another writer stores after each write to KV 1
+	secretIDEnd time.Time // zero: it never ends
+	afterWrite  string    // what another writer stores after each write to KV 1
 }
 
 type engine struct {
@@ -248,7 +249,21 @@ func (f *fake) authenticated(w http.ResponseWriter, r *http.Request, path string
 	}
 	switch path {
 	case "auth/token/lookup-self":
-		give(w, 200, "data", map[string]any{"id": id, "ttl": int(max(0, k.end.Sub(now).Seconds())), "renewable": k.renewable})
+		me := map[string]any{"id": id, "ttl": int(max(0, k.end.Sub(now).Seconds())), "renewable": k.renewable, "creation_time": k.from.Unix(),
+			"explicit_max_ttl": int(k.max.Seconds()), "expire_time": nil, "meta": map[string]any{"role_name": "hosts"}}
+		if !k.end.IsZero() {
+			me["expire_time"] = k.end.UTC().Format(time.RFC3339Nano)
+		}
+		give(w, 200, "data", me)
+	case "auth/approle/role/hosts/secret-id/lookup":
+		switch {
+		case r.Method != http.MethodPut || str(body["secret_id"]) == "":
+			reply(w, 400, "missing secret_id")
+		case str(body["secret_id"]) != secretID:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			give(w, 200, "data", map[string]any{"expiration_time": f.secretIDEnd, "secret_id_num_uses": 0})
+		}
 	case "auth/token/renew-self":
 		if !k.renewable {
 			reply(w, 400, "lease is not renewable")

@@ -134,16 +134,23 @@ func (p *provider) credentials(ctx context.Context) (map[string]secret.Secret, e
 // loadCert reads the certificate that all connections show from now on: Vault
 // renews a token only for the certificate that got it.
 func (p *provider) loadCert(c *Cert) error {
+	pair, err := c.read()
+	if err == nil {
+		p.cert.Store(pair)
+	}
+	return err
+}
+
+func (c *Cert) read() (*tls.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
 	var open *fs.PathError
 	switch {
 	case errors.As(err, &open):
-		return unreadable("auth.cert", open.Path, err)
+		return nil, unreadable("auth.cert", open.Path, err)
 	case err != nil:
-		return fail(providers.LoginFailed, "auth.cert: cert_file and key_file are no pair of PEM files", "")
+		return nil, fail(providers.LoginFailed, "auth.cert: cert_file and key_file are no pair of PEM files", "")
 	}
-	p.cert.Store(&pair)
-	return nil
+	return &pair, nil
 }
 
 // credential reads a file that holds one value; space around it is dropped.

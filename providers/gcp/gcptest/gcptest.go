@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,6 +61,7 @@ type Server struct {
 	faulty  string // the secret that it is about
 	calls   providertest.Calls
 	aliases map[string]string // NAME/ALIAS to a number
+	allowed []string          // permissions of the login; nil: all
 	between []byte            // written before the next AddSecretVersion
 }
 
@@ -217,6 +219,21 @@ func (s *Server) DenyMetadata() {
 	s.fault = "metadata denied"
 }
 
+// Allow lets a login do what these permissions of IAM allow, and nothing else.
+func (s *Server) Allow(permissions []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.allowed = permissions
+}
+
+// permission is what IAM asks for a method.
+func permission(method string) string {
+	return map[string]string{
+		"AccessSecretVersion": "secretmanager.versions.access", "GetSecretVersion": "secretmanager.versions.get",
+		"AddSecretVersion": "secretmanager.versions.add", "CreateSecret": "secretmanager.secrets.create",
+	}[method[strings.LastIndexByte(method, '/')+1:]]
+}
+
 // garbage replaces the service by a web server.
 func (s *Server) garbage(t testing.TB) {
 	s.grpc.Stop()
@@ -247,14 +264,14 @@ func (s *Server) check(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		return nil, status.Errorf(codes.InvalidArgument, "routing header %q, want %q", got, resource)
 	}
 	s.mu.Lock()
-	fault := s.fault
+	fault, allowed := s.fault, s.allowed
 	s.mu.Unlock()
 	metadataCall := strings.HasSuffix(info.FullMethod, "/GetSecretVersion")
 	switch {
 	case fault == providertest.Hangs:
 		<-s.ended
 		return nil, status.Error(codes.Unavailable, "ended")
-	case fault == providertest.Denied, fault == "metadata denied" && metadataCall:
+	case fault == providertest.Denied, allowed != nil && !slices.Contains(allowed, permission(info.FullMethod)), fault == "metadata denied" && metadataCall:
 		return nil, detailed(codes.PermissionDenied, &errdetails.ErrorInfo{Reason: "IAM_PERMISSION_DENIED"})
 	case fault == providertest.AbsentMount:
 		return nil, detailed(codes.PermissionDenied, &errdetails.ErrorInfo{Reason: "CONSUMER_INVALID"})
