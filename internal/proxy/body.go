@@ -82,8 +82,13 @@ func (b *incoming) drop() {
 	}
 }
 
-// Read implements io.Reader.
+// Read implements io.Reader. Whoever sends a body of a known length looks once
+// more whether it has ended; net/http may have closed it by then, since the
+// answer has begun.
 func (b *incoming) Read(p []byte) (int, error) {
+	if b.whole.Load() {
+		return 0, io.EOF
+	}
 	b.call.silent.reading(true)
 	defer b.call.silent.reading(false)
 	until := b.until
