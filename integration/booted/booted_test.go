@@ -168,6 +168,7 @@ END`)
 }
 
 func reload(t *testing.T, w *world) {
+	defer w.sh("rm /etc/credential-broker/clients.d/other.yaml; systemctl reload " + service)
 	w.sh(`printf 'clients:\n  other:\n    presett: vdab-test\n' >/etc/credential-broker/clients.d/other.yaml`)
 	if out, err := w.Try("systemctl", "reload", service); err == nil {
 		t.Errorf("it succeeds: %s", out)
@@ -179,7 +180,6 @@ func reload(t *testing.T, w *world) {
 	if w.Is(service) != "active" {
 		t.Error("it has ended")
 	}
-	w.sh("rm /etc/credential-broker/clients.d/other.yaml; systemctl reload " + service)
 }
 
 func watchdog(t *testing.T, w *world) {
