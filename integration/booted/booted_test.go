@@ -51,6 +51,7 @@ func TestBooted(t *testing.T) {
 		{"reload", "systemctl reload with a mistake fails, the journal names file and line, tokens go on", reload},
 		{"watchdog", "a daemon that hangs is killed and comes back; who connected meanwhile is answered", watchdog},
 		{"restart", "systemctl restart under load: 16 consumers, none fails, no connection is cut", restart},
+		{"carried", "systemctl restart costs no token: the next daemon finds it in the descriptor store, and leaves nothing there; a stop drops it", carried},
 		{"killed", "SIGKILL under load: connections queue, none is refused; requests in mid-answer are cut, at most one a consumer, and answered when repeated", killed},
 		{"anchors", "audit verify compares the log with the journal's anchors; a log that was cut short is noticed", anchors},
 		{"exposure", "systemd-analyze: the installed service's exposure is 1.5 or lower, and verify finds nothing in the installed units", exposure},
@@ -221,6 +222,25 @@ func restart(t *testing.T, w *world) {
 	}
 	if w.Show("MainPID", service) == pid {
 		t.Error("it is the same process")
+	}
+}
+
+func carried(t *testing.T, w *world) {
+	before, _ := w.token("feed.service")
+	minted := w.issuer.Stats().Minted
+	w.Run("systemctl", "restart", service)
+	if after, err := w.token("feed.service"); err != nil || after != before {
+		t.Errorf("it is another token: %v", err)
+	}
+	if n := w.issuer.Stats().Minted - minted; n != 0 {
+		t.Errorf("the restart cost %d tokens", n)
+	}
+	if n := w.Show("NFileDescriptorStore", service); n != "0" {
+		t.Errorf("%s descriptors are in the store", n)
+	}
+	w.Run("systemctl", "stop", service)
+	if after, err := w.token("feed.service"); err != nil || after == before || w.issuer.Stats().Minted != minted+1 {
+		t.Errorf("after a stop: %v, %d tokens were minted", err, w.issuer.Stats().Minted-minted)
 	}
 }
 
