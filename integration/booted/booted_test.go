@@ -23,7 +23,7 @@ var sockets = []string{socket, "credential-broker-admin.socket", "credential-bro
 // TestBooted is one life of a machine: starting costs more than looking.
 func TestBooted(t *testing.T) {
 	w := newWorld(t)
-	older, newer := debs(t, w.Share)
+	older, newer := w.deb(t, "1.0.0"), w.deb(t, "1.1.0")
 	w.Machine.Build("load", "./load")
 	w.sealed()
 	w.File("vdab.yaml", `clients:

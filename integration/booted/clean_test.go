@@ -15,8 +15,10 @@ import (
 func TestCleanMachine(t *testing.T) {
 	real.Row(t, area, machine.Server+", Vault 1.21.4", "a clean machine: installed, configured, a unit of www-data has its token; rebooted, it has one again")
 	w := newWorld(t)
-	deb, _ := debs(t, w.Share)
-	w.vault(t)
+	deb := w.deb(t, "1.0.0")
+	w.appRole(w.vault(t), `
+path "secret/data/vdab/prod"     { capabilities = ["read"] }
+path "secret/metadata/vdab/prod" { capabilities = ["read"] }`)
 	w.File("broker.yaml", `
 providers:
   corp:

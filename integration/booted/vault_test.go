@@ -18,10 +18,12 @@ import (
 	"credentialbroker/integration/real"
 )
 
+type obj = map[string]any
+
 // vault starts a real one elsewhere, which the machine reaches as
-// 127.0.0.1:8200, with the client's secret and an AppRole that may read it. It
-// puts the CA's certificate and the login into the share.
-func (w *world) vault(t *testing.T) {
+// 127.0.0.1:8200, with the client's secret. It puts the CA's certificate into
+// the share, and gives its administrator's calls.
+func (w *world) vault(t *testing.T) (must func(method, path string, body obj) obj) {
 	t.Helper()
 	dir, addr := t.TempDir(), real.FreeAddr(t)
 	real.Start(t, addr, exec.Command(real.Path("bin", "vaultcore"), "-listen", addr, "-dir", dir))
@@ -38,7 +40,6 @@ func (w *world) vault(t *testing.T) {
 	pool.AppendCertsFromPEM(ca)
 	admin := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}}
 	t.Cleanup(admin.CloseIdleConnections)
-	type obj = map[string]any
 	call := func(method, path string, body obj) (obj, error) {
 		raw, _ := json.Marshal(body)
 		r, err := http.NewRequestWithContext(t.Context(), method, "https://"+addr+"/v1/"+path, bytes.NewReader(raw))
@@ -58,7 +59,7 @@ func (w *world) vault(t *testing.T) {
 		}
 		return answer.Data, nil
 	}
-	must := func(method, path string, body obj) obj {
+	must = func(method, path string, body obj) obj {
 		t.Helper()
 		data, err := call(method, path, body)
 		if err != nil {
@@ -71,14 +72,18 @@ func (w *world) vault(t *testing.T) {
 		_, err := call("POST", "secret/data/vdab/prod", obj{"data": json.RawMessage(bundle)})
 		return err == nil
 	})
-	must("PUT", "sys/policies/acl/broker", obj{"policy": `
-path "secret/data/vdab/prod"     { capabilities = ["read"] }
-path "secret/metadata/vdab/prod" { capabilities = ["read"] }`})
-	must("POST", "sys/auth/approle", obj{"type": "approle"})
-	must("POST", "auth/approle/role/broker", obj{"token_policies": "broker", "token_ttl": "10m"})
-	role, _ := must("GET", "auth/approle/role/broker/role-id", nil)["role_id"].(string)
-	secret, _ := must("POST", "auth/approle/role/broker/secret-id", nil)["secret_id"].(string)
 	w.File("vault-ca.pem", string(ca))
+	return must
+}
+
+// appRole gives the broker a login with a policy. It puts it into the share.
+func (w *world) appRole(vault func(method, path string, body obj) obj, policy string) {
+	w.T.Helper()
+	vault("PUT", "sys/policies/acl/broker", obj{"policy": policy})
+	vault("POST", "sys/auth/approle", obj{"type": "approle"})
+	vault("POST", "auth/approle/role/broker", obj{"token_policies": "broker", "token_ttl": "10m"})
+	role, _ := vault("GET", "auth/approle/role/broker/role-id", nil)["role_id"].(string)
+	secret, _ := vault("POST", "auth/approle/role/broker/secret-id", nil)["secret_id"].(string)
 	w.File("role-id.txt", role)
 	w.File("secret-id.txt", secret)
 }

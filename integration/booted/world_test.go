@@ -41,17 +41,16 @@ type world struct {
 	issuer *fake.Issuer
 }
 
-// debs makes the packages of two versions, and gives their names.
-func debs(t *testing.T, share string) (older, newer string) {
+// deb makes the package of a version, and gives its name inside.
+func (w *world) deb(t *testing.T, version string) string {
 	t.Helper()
-	for _, version := range []string{"1.0.0", "1.1.0"} {
-		dest := t.TempDir()
-		cmd := exec.Command("make", "package", "VERSION="+version, "PACKAGES_DIR="+dest, "ARCHES="+runtime.GOARCH)
-		cmd.Dir = real.Root()
-		real.Must(t, cmd)
-		real.Must(t, exec.Command("sh", "-c", `mv "$0"/*.deb "$1"`, dest, share))
-	}
-	return "/mnt/credential-broker_1.0.0-1_" + runtime.GOARCH + ".deb", "/mnt/credential-broker_1.1.0-1_" + runtime.GOARCH + ".deb"
+	dest := t.TempDir()
+	cmd := exec.Command("make", "package", "VERSION="+version, "PACKAGES_DIR="+dest, "ARCHES="+runtime.GOARCH)
+	cmd.Dir = real.Root()
+	real.Must(t, cmd)
+	name := "credential-broker_" + version + "-1_" + runtime.GOARCH + ".deb"
+	real.Must(t, exec.Command("mv", filepath.Join(dest, name), w.Share))
+	return "/mnt/" + name
 }
 
 // newWorld lays the machine out; nothing of ours is installed in it, and it is
