@@ -20,10 +20,15 @@ const (
 
 var sockets = []string{socket, "credential-broker-admin.socket", "credential-broker-credential.socket"}
 
-// TestBooted is one life of a machine: starting costs more than looking.
 func TestBooted(t *testing.T) {
-	w := newWorld(t)
-	older, newer := w.deb(t, "1.0.0"), w.deb(t, "1.1.0")
+	dir := packages(t)
+	t.Run("life", func(t *testing.T) { life(t, dir) })
+	t.Run("clean", func(t *testing.T) { cleanMachine(t, dir) })
+}
+
+// life is that of one machine: starting costs more than looking.
+func life(t *testing.T, packages string) {
+	w := newWorld(t, packages)
 	w.Machine.Build("load", "./load")
 	w.sealed()
 	w.File("vdab.yaml", `clients:

@@ -3,6 +3,7 @@
 package booted
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -11,32 +12,11 @@ import (
 	"credentialbroker/integration/real"
 )
 
-// TestCleanMachine is the first day of a host, by docs/install.md.
-func TestCleanMachine(t *testing.T) {
-	real.Row(t, area, machine.Server+", Vault 1.21.4", "a clean machine: installed, configured, a unit of www-data has its token; rebooted, it has one again")
-	w := newWorld(t)
-	deb := w.deb(t, "1.0.0")
-	w.appRole(w.vault(t), `
-path "secret/data/vdab/prod"     { capabilities = ["read"] }
-path "secret/metadata/vdab/prod" { capabilities = ["read"] }`)
-	w.File("broker.yaml", `
-providers:
-  corp:
-    vault:
-      address: https://127.0.0.1:8200
-      ca_file: /etc/ssl/certs/vault-ca.pem
-      auth: { approle: { role_id_file: "${CREDENTIALS_DIRECTORY}/role-id", secret_id_file: "${CREDENTIALS_DIRECTORY}/secret-id" } }
-`)
-	w.File("vdab.yaml", `clients:
-  vdab:
-    preset: vdab-test
-    token_endpoint: https://127.0.0.1:8443/isam/sps/oauth/oauth20/token
-    ca_file: /etc/ssl/certs/issuer-ca.pem
-    secret: { provider: corp, mount: secret, path: vdab/prod }
-    owner: { contact: you@example.org, purpose: test }
-    allow:
-      - { unit: php8.2-fpm.service, user: www-data }
-`)
+// cleanMachine is the first day of a host.
+func cleanMachine(t *testing.T, packages string) {
+	real.Row(t, area, machine.Server+", Vault 1.21.4", "a clean machine: installed, broker setup, a unit of www-data has its token; rebooted, it has one again")
+	w := newWorld(t, packages)
+	vault := w.vault(t)
 	// It keeps what it gets, by boot.
 	w.File("php8.2-fpm.service", `[Service]
 Type=exec
@@ -64,20 +44,37 @@ WantedBy=multi-user.target
 	w.Boot()
 	w.sh("sh /mnt/wires.sh; install -m 0644 /mnt/vault-ca.pem /etc/ssl/certs/; mkdir -p /var/log/journal; systemctl restart systemd-journald")
 	l.note("it is up")
-	w.Run("dpkg", "-i", deb)
+	w.Run("dpkg", "-i", older)
 	l.note("the package is installed, its sockets listen")
-	w.sh(`cat /mnt/broker.yaml >>/etc/credential-broker/broker.yaml
-install -m 0644 /mnt/vdab.yaml /etc/credential-broker/clients.d/vdab.yaml
-install -d -m 0700 /etc/credstore.encrypted
-systemd-creds encrypt --name=role-id /mnt/role-id.txt /etc/credstore.encrypted/role-id
-systemd-creds encrypt --name=secret-id /mnt/secret-id.txt /etc/credstore.encrypted/secret-id
-install -D -m 0644 /usr/share/credential-broker/drop-ins/credentials.conf /etc/systemd/system/credential-broker.service.d/credentials.conf
-systemctl daemon-reload
-broker check`)
-	l.note("the login at Vault is sealed, the client is configured, broker check is content")
-	w.sh("systemctl restart credential-broker; broker status")
-	w.Until("all is well", 30*time.Second, func() bool { _, err := w.Try("broker", "status", "--check"); return err == nil })
-	l.note("the daemon has read the secret: broker status --check")
+	const setup = `broker setup --json --yes --manager vault --address https://127.0.0.1:8200 --ca-file /etc/ssl/certs/vault-ca.pem --role broker \
+	--client vdab --preset vdab-test --path vdab/prod --set token_endpoint=https://127.0.0.1:8443/isam/sps/oauth/oauth20/token --set ca_file=/etc/ssl/certs/issuer-ca.pem \
+	--contact you@example.org --purpose test --allow unit=php8.2-fpm.service,user=www-data --leak-by-hand 'the service desk writes'`
+	var printed struct {
+		Changed bool
+		Policy  struct{ Text string }
+		Curl    string
+	}
+	run := func(more string) {
+		t.Helper()
+		out := w.sh(setup + more + " 2>/run/setup || { cat /run/setup; exit 1; }")
+		if err := json.Unmarshal([]byte(out), &printed); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	run(" --dry-run")
+	w.appRole(vault, printed.Policy.Text)
+	l.note("broker setup --dry-run has printed the policy, Vault's administrator has made the login")
+	const login = " --credential role-id=/mnt/role-id.txt --credential secret-id=/mnt/secret-id.txt"
+	if run(login); !printed.Changed || !strings.Contains(printed.Curl, "/run/credential-broker/broker.sock") {
+		t.Errorf("%+v", printed)
+	}
+	l.note("broker setup has sealed it, written the configuration, started the daemon, tried everything")
+	if run(login); printed.Changed {
+		t.Error("the same answers change something")
+	}
+	if _, err := w.Try("sh", "-c", "grep -rqF -f /mnt/secret-id.txt /etc /var"); err == nil {
+		t.Error("the secret-id is on disk in the clear")
+	}
 	w.sh("install -m 0644 /mnt/php8.2-fpm.service /etc/systemd/system/; systemctl daemon-reload; systemctl enable -q --now php8.2-fpm.service")
 	served(1)
 	l.note("a unit of www-data has its token")

@@ -41,23 +41,32 @@ type world struct {
 	issuer *fake.Issuer
 }
 
-// deb makes the package of a version, and gives its name inside.
-func (w *world) deb(t *testing.T, version string) string {
+// The packages, inside.
+const (
+	older = "/mnt/credential-broker_1.0.0-1_" + runtime.GOARCH + ".deb"
+	newer = "/mnt/credential-broker_1.1.0-1_" + runtime.GOARCH + ".deb"
+)
+
+// packages makes both, in a directory.
+func packages(t *testing.T) string {
 	t.Helper()
-	dest := t.TempDir()
-	cmd := exec.Command("make", "package", "VERSION="+version, "PACKAGES_DIR="+dest, "ARCHES="+runtime.GOARCH)
-	cmd.Dir = real.Root()
-	real.Must(t, cmd)
-	name := "credential-broker_" + version + "-1_" + runtime.GOARCH + ".deb"
-	real.Must(t, exec.Command("mv", filepath.Join(dest, name), w.Share))
-	return "/mnt/" + name
+	dir := t.TempDir()
+	for _, version := range []string{"1.0.0", "1.1.0"} {
+		one := t.TempDir()
+		cmd := exec.Command("make", "package", "VERSION="+version, "PACKAGES_DIR="+one, "ARCHES="+runtime.GOARCH)
+		cmd.Dir = real.Root()
+		real.Must(t, cmd)
+		real.Must(t, exec.Command("sh", "-c", `mv "$0"/*.deb "$1"`, one, dir))
+	}
+	return dir
 }
 
 // newWorld lays the machine out; nothing of ours is installed in it, and it is
 // not booted.
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, packages string) *world {
 	t.Helper()
 	m := machine.New(t)
+	real.Must(t, exec.Command("sh", "-c", `cp "$0"/*.deb "$1"`, packages, m.Share))
 	cert, ca, err := fake.TLS()
 	if err != nil {
 		t.Fatal(err)
