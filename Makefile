@@ -59,9 +59,10 @@ $(TOOLS)/nfpm-$(NFPM):
 	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM)
 	mv $(TOOLS)/nfpm $@
 
-# VERSION=1.2.3 on the command line names another version than the commit's.
+# VERSION=1.2.3 on the command line names another version than the commit's,
+# PACKAGES_DIR another directory, ARCHES fewer architectures, of which one is this machine's.
 package: $(TOOLS)/nfpm-$(NFPM)
-	NFPM=$< packaging/package.sh dist/packages
+	NFPM=$< packaging/package.sh $(or $(PACKAGES_DIR),dist/packages)
 
 # The vulnerability database is a web service: where it is out of reach, say so
 # rather than pass.

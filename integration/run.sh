@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .real/results
-rm -f .real/results/rows.jsonl
+rm -f .real/results/rows.jsonl .real/results/*.txt
 for step in integration/install.d/*.sh; do
 	echo "== ${step##*/}"
 	bash "$step"

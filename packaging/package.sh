@@ -7,8 +7,8 @@
 # Build information of version control is left out: Go does not find it in every
 # kind of working copy. The SBOM names the commit.
 #
-# VERSION=… names another version than packaging/version.sh; NFPM=… is the nfpm
-# to use.
+# VERSION=… names another version than packaging/version.sh; ARCHES=… fewer
+# architectures, of which one is this machine's; NFPM=… is the nfpm to use.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOOS=linux GOAMD64=v1 GOARM64=v8.0 GOFLAGS=
@@ -17,6 +17,7 @@ out=$(realpath -m "${1:-dist/packages}")
 version=${VERSION:-$(packaging/version.sh)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 nfpm=$(realpath "${NFPM:?make package knows where nfpm is}")
+arches=${ARCHES:-amd64 arm64}
 hostarch=$(go env GOHOSTARCH)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -32,12 +33,12 @@ put() {
 	install -m "$mode" "${@:1:$#-1}" "$dir"
 }
 
-for arch in amd64 arm64; do
+for arch in $arches; do
 	mkdir "$work/$arch"
 	GOARCH=$arch go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$version" -o "$work/$arch/" ./cmd/broker ./cmd/brokerd
 done
 
-for arch in amd64 arm64; do
+for arch in $arches; do
 	name=credential-broker-$version-linux-$arch
 	root=$work/$name
 	usr=$root/usr

@@ -73,6 +73,9 @@ func report(ran []row) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if err := notes(); err != nil {
+		return err
+	}
 	for _, r := range ran {
 		if !slices.Contains(expected, r.key()) {
 			fmt.Printf("not in integration/expected.d: %s\n", r.key())
@@ -83,6 +86,22 @@ func report(ran []row) error {
 		return fmt.Errorf("%d rows are missing, failed or unexpected", bad)
 	}
 	fmt.Printf("%d passed, 0 failed\n", len(ran))
+	return nil
+}
+
+// notes prints what tests kept beside their rows: lists, timelines.
+func notes() error {
+	files, err := filepath.Glob(".real/results/*.txt")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("\n%s\n%s\n", strings.ToUpper(strings.TrimSuffix(filepath.Base(f), ".txt")), text)
+	}
 	return nil
 }
 

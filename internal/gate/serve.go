@@ -2,7 +2,6 @@ package gate
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log"
 	"net"
@@ -50,9 +49,7 @@ func Serve(ctx context.Context, stopping func(), servers ...Server) error {
 		srv := one.http(base)
 		running[i] = srv
 		accepting.Go(func() {
-			if err := srv.Serve(one.Pool.Gate(one.Listener)); !errors.Is(err, http.ErrServerClosed) {
-				failed <- err
-			}
+			failed <- srv.Serve(one.Pool.Gate(one.Listener))
 		})
 	}
 	var err error
@@ -61,27 +58,35 @@ func Serve(ctx context.Context, stopping func(), servers ...Server) error {
 	case err = <-failed:
 	}
 	stopping()
+	for _, one := range servers {
+		_ = one.Listener.Close()
+	}
+	accepting.Wait()
 	var draining sync.WaitGroup
 	for i, one := range servers {
 		draining.Go(func() { one.drain(base, running[i]) })
 	}
 	draining.Wait()
-	accepting.Wait()
-	for _, one := range servers {
-		one.Pool.Wait()
-	}
 	return err
 }
 
+// drain ends when every connection has. net/http's Shutdown is no help: it closes
+// connections whose request it has read, but not begun to answer.
 func (s *Server) drain(base context.Context, srv *http.Server) {
 	ctx, stop := context.WithTimeout(base, s.Times.Drain)
 	defer stop()
-	// net/http would wait for connections on which nothing was ever asked.
+	srv.SetKeepAlivesEnabled(false)
+	// What never asks would be waited for.
 	quiet := time.AfterFunc(s.Times.Quiet, s.Pool.CloseIdle)
 	defer quiet.Stop()
-	if srv.Shutdown(ctx) != nil {
-		_ = srv.Close() // ends the context of the requests that are left, too
+	ended := make(chan struct{})
+	go func() { s.Pool.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-ctx.Done():
 	}
+	_ = srv.Close() // ends the context of the requests that are left, too
+	<-ended
 }
 
 func (s *Server) http(base context.Context) *http.Server {
