@@ -90,6 +90,9 @@ func (b *Broker) handOver(ctx context.Context, to taker, surface access.Surface,
 		return &Error{Code: client.AuditUnavailable, Detail: "the hand-over cannot be recorded, so it does not happen: an administrator sees why with broker status",
 			RetryAfter: 5 * time.Second, Err: s.err}
 	}
+	if err := ctx.Err(); err != nil { // nobody waits for it any more: it does not count
+		return err
+	}
 	if to.gone() { // while it waited: whoever holds the connection now is somebody else
 		return exited(to.caller)
 	}

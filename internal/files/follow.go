@@ -329,6 +329,8 @@ func (f *follow) claim(p *place) error {
 // handOver waits for the record, but not for long: what is in place may have to
 // go meanwhile. The next attempt finds the record that was begun.
 func (f *follow) handOver(ctx context.Context, to broker.Place, g *broker.Grant) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // what is given up is not counted
 	done := make(chan error, 1)
 	f.others.Go(func() { done <- f.w.o.Broker.HandOver(ctx, to, g) })
 	timer := time.NewTimer(slowRecord)

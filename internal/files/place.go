@@ -19,13 +19,14 @@ import (
 //     rename what is in it; into the last one nobody else may put anything;
 //   - all is done relative to that last directory, so that what was looked at
 //     is what is used, whatever is renamed meanwhile;
-//   - a file appears whole: under a name of a moment, which only the daemon can
-//     open, and by one rename.
+//   - a file appears whole, by one rename, out of a directory of a moment that
+//     only the daemon can enter: an owner could give a file any mode.
 
 // A place is where a file goes. The directory is open.
 type place struct {
 	dir  int
-	made int // the file that is to replace the one in place; -1: none
+	nest int // the directory of a moment; -1: none
+	made int // the file in it that is to replace the one in place; -1: none
 	base string
 	path string
 }
@@ -64,7 +65,7 @@ func openPlace(file string, makeDirs bool) (*place, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	return &place{dir: fd, made: -1, base: path.Base(file), path: file}, nil
+	return &place{dir: fd, nest: -1, made: -1, base: path.Base(file), path: file}, nil
 }
 
 // step opens the directory name in dir, or makes it; at is its path.
@@ -134,16 +135,58 @@ func closed(fd int, at string) error {
 
 // close takes back what was made and is not in place.
 func (p *place) close() {
-	if p.made >= 0 {
-		_ = unix.Close(p.made)
-		_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	if p.nest >= 0 {
+		p.leave()
+		_ = p.sweep()
 	}
 	_ = unix.Close(p.dir)
 }
 
-// moment is the name under which a file is made: always the same, so that what
-// a killed daemon leaves is found.
+// leave closes what is open in the directory of a moment.
+func (p *place) leave() {
+	if p.made >= 0 {
+		_ = unix.Close(p.made)
+	}
+	_ = unix.Close(p.nest)
+	p.nest, p.made = -1, -1
+}
+
+// moment is the name of the directory in which a file is made: always the same,
+// so that what a killed daemon leaves is found.
 func (p *place) moment() string { return "." + p.base + ".new" }
+
+// enter makes the directory of a moment. It inherits what the one around it
+// says of groups.
+func (p *place) enter() (err error) {
+	if err := p.sweep(); err != nil {
+		return fmt.Errorf("remove what an earlier run left beside %s: %w", p.path, err)
+	}
+	if err := unix.Mkdirat(p.dir, p.moment(), 0o700); err != nil {
+		return fmt.Errorf("make a directory beside %s: %w", p.path, err)
+	}
+	p.nest, err = unix.Openat(p.dir, p.moment(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the directory beside %s: %w", p.path, err)
+	}
+	return nil
+}
+
+// sweep removes the directory of a moment, and what is in it.
+func (p *place) sweep() error {
+	nest, err := unix.Openat(p.dir, p.moment(), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil: // no directory
+		return unix.Unlinkat(p.dir, p.moment(), 0)
+	}
+	err = unix.Unlinkat(nest, p.base, 0)
+	_ = unix.Close(nest)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return unix.Unlinkat(p.dir, p.moment(), unix.AT_REMOVEDIR)
+}
 
 // prepare makes the file, beside the one that it is to replace. Nobody can read
 // it yet.
@@ -172,11 +215,9 @@ func (p *place) replace(mode uint32) error {
 	if err := unix.Fchmod(p.made, mode); err != nil {
 		return fmt.Errorf("give %s the mode %o: %w", p.path, mode, err)
 	}
-	if err := unix.Renameat(p.dir, p.moment(), p.dir, p.base); err != nil {
+	if err := unix.Renameat(p.nest, p.base, p.dir, p.base); err != nil {
 		return p.explain(fmt.Errorf("put %s in place: %w", p.path, err))
 	}
-	_ = unix.Close(p.made)
-	p.made = -1
 	return nil
 }
 
@@ -191,10 +232,10 @@ func (p *place) explain(err error) error {
 }
 
 func (p *place) make(data []byte, w who) error {
-	if err := unix.Unlinkat(p.dir, p.moment(), 0); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove what an earlier run left beside %s: %w", p.path, err)
+	if err := p.enter(); err != nil {
+		return err
 	}
-	fd, err := unix.Openat(p.dir, p.moment(), unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(p.nest, p.base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("make a file beside %s: %w", p.path, err)
 	}
@@ -268,7 +309,7 @@ func (p *place) vacant() error {
 
 // remove takes the file away, and what a killed daemon has left beside it.
 func (p *place) remove() error {
-	_ = unix.Unlinkat(p.dir, p.moment(), 0)
+	_ = p.sweep()
 	err := unix.Unlinkat(p.dir, p.base, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return nil

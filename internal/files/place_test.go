@@ -247,3 +247,43 @@ func TestFullTmpfs(t *testing.T) {
 		})
 	})
 }
+
+// Whom the file will belong to could give it any mode: before it is in place,
+// nobody gets to it.
+func TestOwnerBeforeTheRecord(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("only root gives files away")
+		return
+	}
+	dir := tmpfs(t)
+	p, err := openPlace(dir+"/token", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.prepare([]byte("x"), who{4711, -1}); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && (!d.IsDir() || info.Mode().Perm() != 0o700 || info.Sys().(*syscall.Stat_t).Uid != 0) {
+			t.Errorf("%s: %v", path, info.Mode())
+		}
+		if err == nil && d.IsDir() {
+			err = filepath.SkipDir // nobody else can enter it
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.replace(0o400); err != nil {
+		t.Fatal(err)
+	}
+	p.close()
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "token" {
+		t.Errorf("%v, %v", left, err)
+	}
+}
