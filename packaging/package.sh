@@ -52,6 +52,7 @@ for arch in $arches; do
 
 	put 0644 configs/systemd/drop-ins/*.conf "$share/drop-ins"
 	put 0644 configs/polkit/*.rules "$share/polkit"
+	put 0644 configs/selinux/credential_broker.* "$share/selinux"
 	put 0644 configs/monitoring/dashboard.json configs/monitoring/rules.yaml "$share/monitoring"
 	put 0644 clients/* "$share/clients"
 	put 0644 configs/broker.schema.json api/openapi.yaml "$share"
