@@ -60,6 +60,8 @@ for arch in $arches; do
 	for example in configs/examples/*/; do
 		cp -r --no-preserve=mode "$example" "$share/examples/"
 	done
+	cp -r --no-preserve=mode deploy/ansible "$share/"
+	rm "$share/ansible/.ansible-lint"
 	put 0755 providers/exec/example.sh "$share/examples/exec"
 
 	for page in packaging/man/*.[158]; do
