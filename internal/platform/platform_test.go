@@ -37,19 +37,19 @@ func TestMain(m *testing.M) {
 
 // deny makes a system call fail as on a kernel that does not have it.
 func deny(what string) error {
-	const any = ^uint32(0)
+	const none = ^uint32(0)
 	filter := map[string][]struct {
-		call, arg, value uint32 // arg: which argument has to be value; any: none
+		call, arg, value uint32 // arg: which argument has to be value; none: no matter
 		errno            unix.Errno
 	}{
 		"":             {},
 		"SO_PEERPIDFD": {{unix.SYS_GETSOCKOPT, 2, unix.SO_PEERPIDFD, unix.ENOPROTOOPT}},
-		"pidfs":        {{unix.SYS_FSTATFS, any, 0, unix.ENOSYS}},
-		"memfd_secret": {{unix.SYS_MEMFD_SECRET, any, 0, unix.ENOSYS}},
-		"mlock":        {{unix.SYS_MEMFD_SECRET, any, 0, unix.ENOSYS}, {unix.SYS_MLOCK, any, 0, unix.EPERM}},
+		"pidfs":        {{unix.SYS_FSTATFS, none, 0, unix.ENOSYS}},
+		"memfd_secret": {{unix.SYS_MEMFD_SECRET, none, 0, unix.ENOSYS}},
+		"mlock":        {{unix.SYS_MEMFD_SECRET, none, 0, unix.ENOSYS}, {unix.SYS_MLOCK, none, 0, unix.EPERM}},
 		"AF_NETLINK":   {{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EAFNOSUPPORT}},
-		"pidfd_open":   {{unix.SYS_GETSOCKOPT, 2, unix.SO_PEERPIDFD, unix.ENOPROTOOPT}, {unix.SYS_PIDFD_OPEN, any, 0, unix.ENOSYS}},
-		"getsockopt":   {{unix.SYS_GETSOCKOPT, any, 0, unix.EPERM}},
+		"pidfd_open":   {{unix.SYS_GETSOCKOPT, 2, unix.SO_PEERPIDFD, unix.ENOPROTOOPT}, {unix.SYS_PIDFD_OPEN, none, 0, unix.ENOSYS}},
+		"getsockopt":   {{unix.SYS_GETSOCKOPT, none, 0, unix.EPERM}},
 	}[what]
 	if filter == nil {
 		return errors.New("unknown: " + what)
@@ -63,7 +63,7 @@ func deny(what string) error {
 	var p []unix.SockFilter
 	for _, f := range filter {
 		ret := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(f.errno)}
-		if f.arg == any {
+		if f.arg == none {
 			p = append(p, load(0), unless(f.call, 1), ret)
 			continue
 		}
