@@ -52,6 +52,7 @@ for arch in $arches; do
 
 	put 0644 configs/systemd/drop-ins/*.conf "$share/drop-ins"
 	put 0644 configs/polkit/*.rules "$share/polkit"
+	put 0644 configs/selinux/credential_broker.* "$share/selinux"
 	put 0644 configs/monitoring/dashboard.json configs/monitoring/rules.yaml "$share/monitoring"
 	put 0644 clients/* "$share/clients"
 	put 0644 configs/broker.schema.json api/openapi.yaml "$share"
@@ -59,6 +60,8 @@ for arch in $arches; do
 	for example in configs/examples/*/; do
 		cp -r --no-preserve=mode "$example" "$share/examples/"
 	done
+	cp -r --no-preserve=mode deploy/ansible "$share/"
+	rm "$share/ansible/.ansible-lint"
 	put 0755 providers/exec/example.sh "$share/examples/exec"
 
 	for page in packaging/man/*.[158]; do

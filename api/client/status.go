@@ -10,12 +10,17 @@ type Status struct {
 	Uptime  int64     `json:"uptime_seconds"`
 	// SecretMemory is how many bytes each kind of memory holds: memfd_secret,
 	// mlock, unlocked.
-	SecretMemory map[string]int   `json:"secret_memory"`
-	Audit        AuditStatus      `json:"audit"`
-	Sockets      SocketStatus     `json:"sockets"`
-	Clients      []StatusClient   `json:"clients"`
-	Providers    []ProviderStatus `json:"providers"`
-	Warnings     []Finding        `json:"warnings"` // of the configuration, and of the machine
+	SecretMemory map[string]int `json:"secret_memory"`
+	// Platform is what of the kernel and the service manager is used, by what it
+	// is used for: caller, process_number, secret_memory, units,
+	// loopback_caller, credentials, service_manager, selinux. "none": nothing
+	// serves for it on this machine.
+	Platform  map[string]string `json:"platform,omitempty"`
+	Audit     AuditStatus       `json:"audit"`
+	Sockets   SocketStatus      `json:"sockets"`
+	Clients   []StatusClient    `json:"clients"`
+	Providers []ProviderStatus  `json:"providers"`
+	Warnings  []Finding         `json:"warnings"` // of the configuration, and of the machine
 	// Incidents are those that are not closed, or whose report has not left.
 	Incidents []IncidentLine `json:"incidents,omitempty"`
 	// Routes are the reverse proxy's.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -135,6 +136,9 @@ func judge(st *client.Status) (code int, problems []string) {
 
 func printStatus(out io.Writer, st *client.Status) error {
 	fmt.Fprintf(out, "broker %s, up %s, secrets in %s\n", st.Version, time.Duration(st.Uptime)*time.Second, memory(st.SecretMemory))
+	if len(st.Platform) > 0 {
+		fmt.Fprintf(out, "platform: %s\n", platform(st.Platform))
+	}
 	audit := "written"
 	if !st.Audit.Healthy {
 		audit = "NOT WRITTEN: " + st.Audit.Error
@@ -329,6 +333,15 @@ func memory(m map[string]int) string {
 		}
 	}
 	return orDash(strings.Join(kinds, ", "))
+}
+
+// platform is what of this machine is used, in the order of the names.
+func platform(m map[string]string) string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		words = append(words, name+"="+m[name])
+	}
+	return strings.Join(words, " ")
 }
 
 func orDash(s string) string { return orElse(s, "-") }

@@ -270,6 +270,7 @@ func (s *server) status() client.Status {
 	if s.api != nil {
 		out.Sockets = s.api.Traffic()
 	}
+	out.Platform = platformStatus(s.platform)
 	for kind, n := range secret.Protected() {
 		out.SecretMemory[string(kind)] = n
 	}
@@ -403,7 +404,7 @@ func keyStatus(c broker.ClientStatus) string {
 	return "unproved"
 }
 
-// liveHost looks at the sockets and the mail relay.
+// liveHost looks at the sockets, the machine and the mail relay.
 func (s *server) liveHost(ctx context.Context) []client.Finding {
 	s.mu.Lock()
 	leak := s.current.config.Leak
@@ -414,6 +415,8 @@ func (s *server) liveHost(ctx context.Context) []client.Finding {
 	} else {
 		list = append(list, client.Finding{Check: "audit", Target: "log", Level: client.OK, Detail: "the log is written; anchors: " + s.audit.Status().Anchors})
 	}
+	list = append(list, livePlatform(s.host)...)
+	list = append(list, s.liveSELinux()...)
 	list = append(list, s.ports.findings()...)
 	if leak != nil {
 		list = append(list, s.liveRelays(ctx)...)

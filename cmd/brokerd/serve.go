@@ -31,6 +31,7 @@ import (
 	"credentialbroker/internal/credential"
 	"credentialbroker/internal/files"
 	"credentialbroker/internal/gate"
+	"credentialbroker/internal/platform"
 	"credentialbroker/internal/proxy"
 	"credentialbroker/internal/response"
 	"credentialbroker/internal/secret"
@@ -67,6 +68,8 @@ type server struct {
 	webhook webhook
 	ports   *loopbacks
 
+	host     platform.Host
+	platform []platform.Feature // as it was at the start
 	response *response.Responder
 	relogin  chan struct{} // the relays' logins and the webhook's key are to be read again
 	units    *credential.Room
@@ -219,6 +222,8 @@ func (s *server) run(ctx context.Context, consumer, admin net.Listener) error {
 	if err := s.audit.Record(ctx, s.startEvent()); err != nil {
 		s.log.Warn("the audit log cannot be written", "error", err)
 	}
+	s.platform = s.host.Look()
+	tellPlatform(ctx, s.log, s.platform)
 	s.response.Start()
 	s.takeTokens(s.stored)
 	s.ports.apply(ctx, s.current.config)

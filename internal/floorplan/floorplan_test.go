@@ -17,7 +17,7 @@ const module = "credentialbroker"
 // floors: a package imports from lower floors only.
 var floors = map[string]int{
 	"internal/secret": 0, "internal/access": 0, "internal/clock": 0, "internal/outbound": 0, "internal/durable": 0, "internal/redact": 0, "internal/policy": 0, "api/client": 0,
-	"internal/audit": 1, "internal/gate": 1, "providers": 1, "internal/keys": 1, "internal/intake": 1, "internal/scan": 1,
+	"internal/audit": 1, "internal/gate": 1, "providers": 1, "internal/keys": 1, "internal/intake": 1, "internal/scan": 1, "internal/platform": 1,
 	"providers/vault": 2, "providers/aws": 2, "providers/azure": 2, "providers/gcp": 2, "providers/file": 2, "providers/systemd": 2,
 	"providers/exec": 2, "providers/providertest": 2, "internal/fake": 2, "internal/leak": 2, "oidc": 2,
 	"rotation": 3, "internal/broker": 4, "internal/response": 5, "internal/files": 5, "internal/credential": 5, "internal/proxy": 5, "api": 5, "configs": 6, "cmd/brokerd": 7,
