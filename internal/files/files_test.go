@@ -523,7 +523,7 @@ func TestRecorded(t *testing.T) {
 			t.Errorf("what is not ours: %+v, %s", w.w.Status(), w.names())
 		}
 		w.files(Config{Path: "deep/token"}, Config{Path: "token"}, Config{Path: "nobody", Group: "no such group"})
-		w.pass(10 * time.Minute)
+		w.pass(3 * time.Minute) // with longRetry less than a token is kept
 		w.is("token", "token", true, Missing, Missing, OK)
 		if n := w.handed("deep/token"); n != 0 {
 			t.Errorf("%d hand-overs by a file that cannot be written", n)
