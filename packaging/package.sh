@@ -11,13 +11,16 @@
 # architectures, of which one is this machine's; NFPM=… is the nfpm to use.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOOS=linux GOAMD64=v1 GOARM64=v8.0 GOFLAGS=
+export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOOS=linux GOAMD64=v1 GOARM64=v8.0 GOFLAGS=-mod=readonly
 umask 022
 out=$(realpath -m "${1:-dist/packages}")
 version=${VERSION:-$(packaging/version.sh)}
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+revision=$(git rev-parse HEAD)
+[ -z "$(git status --porcelain)" ] || revision=$revision-dirty
 nfpm=$(realpath "${NFPM:?make package knows where nfpm is}")
 arches=${ARCHES:-amd64 arm64}
+installed=/usr/share/credential-broker
 hostarch=$(go env GOHOSTARCH)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -73,9 +76,17 @@ for arch in $arches; do
 	"$work/$hostarch/broker" completion zsh >"$usr/share/zsh/site-functions/_broker"
 	"$work/$hostarch/broker" completion fish >"$usr/share/fish/vendor_completions.d/broker.fish"
 
-	put 0644 docs/*.md "$doc"
+	put 0644 docs/*.md SECURITY.md "$doc"
 	put 0644 docs/issuers/*.md "$doc/issuers"
-	go run ./packaging/sbom -version "$version" -revision "$(git rev-parse HEAD)" \
+	# What a page links to is elsewhere here, or not here at all.
+	sed -Ei 's#\]\(\.\./SECURITY\.md#](SECURITY.md#g
+		s#\]\(\.\./providers/exec/example\.sh#]('"$installed"'/examples/exec/example.sh#g
+		s#\]\(\.\./api/openapi\.yaml#]('"$installed"'/openapi.yaml#g
+		s#\]\(\.\./configs/(examples|monitoring)#]('"$installed"'/\1#g
+		s#\]\(\.\./deploy/ansible/#]('"$installed"'/ansible/#g
+		s#\]\(\.\./clients/#]('"$installed"'/clients/#g
+		s#\[([^]]*)\]\((\.\./|docs/)[^)]*\)#\1#g' "$doc"/*.md
+	go run ./packaging/sbom -version "$version" -revision "$revision" \
 		-sbom "$doc/sbom.cdx.json" -licences "$doc/third-party-licences.txt" "$usr/bin/broker" "$usr/libexec/credential-broker/brokerd"
 	cp "$doc/sbom.cdx.json" "$out/$name.cdx.json"
 
@@ -89,7 +100,7 @@ for arch in $arches; do
 	gzip -9n >"$work/extra/changelog.Debian.gz" <<-END
 		credential-broker ($version-1) unstable; urgency=medium
 
-		  * Built from commit $(git rev-parse HEAD).
+		  * Built from commit $revision.
 
 		 -- $(sed -n 's/^maintainer: *"\(.*\)"/\1/p' packaging/nfpm.yaml)  $(date -Rd "@$SOURCE_DATE_EPOCH")
 	END

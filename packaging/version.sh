@@ -4,7 +4,7 @@
 # later, 0~gitDATETIME.HASH where there is no tag.
 set -eu
 dirty=
-[ -z "$(git status --porcelain --untracked-files=no)" ] || dirty=.dirty
+[ -z "$(git status --porcelain)" ] || dirty=.dirty
 hash=$(git rev-parse --short=12 HEAD)
 if ! described=$(git describe --tags --long --abbrev=12 --match 'v[0-9]*' 2>/dev/null); then
 	echo "0~git$(TZ=UTC git log -1 --date=format-local:%Y%m%d%H%M%S --format=%cd).$hash$dirty"
