@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -61,7 +62,7 @@ func (k *checker) settings(path string, c *Client) {
 // idle reports the keys that the client writes and its grant does not use.
 func (k *checker) idle(path string, c *Client) {
 	no := func(key, hint string) {
-		k.when(true, join(path, key), fmt.Sprintf("%s is of no use with the grant %s", key, grantOf(c.Profile)), "", orElse(hint, "remove it, or set the grant that is meant"))
+		k.when(true, join(path, key), fmt.Sprintf("%s is of no use with the grant %s", key, grantOf(c.Profile)), "", cmp.Or(hint, "remove it, or set the grant that is meant"))
 	}
 	if c.Grant == oidc.AuthorizationCode {
 		no("jwt", "")
@@ -121,7 +122,7 @@ func (k *checker) proved(path string, s *Settings) {
 	by := map[oidc.Grant]string{oidc.ClientCredentials: "mint", oidc.JWTBearer: "mint", oidc.AuthorizationCode: "refresh"}[grantOf(s.Profile)]
 	switch s.Prove {
 	case "":
-		s.Prove = orElse(by, "probe")
+		s.Prove = cmp.Or(by, "probe")
 	case "mint", "refresh":
 		if s.Prove != by {
 			k.always(path+".prove", fmt.Sprintf("prove cannot be %s: the grant %s has no such request", s.Prove, grantOf(s.Profile)),
@@ -266,7 +267,7 @@ func (k *checker) header(path, name, text string, names []string) {
 				k.unlessOwn(path, fmt.Sprintf(`the preset sets it: drop it with headers: { %s: "" }`, name)))
 		case !slices.Contains(names, f):
 			k.always(path, fmt.Sprintf("the header %s has the unknown placeholder %s", name, m), placeholders(names),
-				orElse(didYouMean(f, names), "a field has to be listed in requires:"))
+				cmp.Or(didYouMean(f, names), "a field has to be listed in requires:"))
 		}
 		return ""
 	})

@@ -381,10 +381,3 @@ func (k *checker) proxy(path string, c outbound.Config) {
 	_, err := c.ProxyURL()
 	k.when(err != nil, path, fmt.Sprint(err), "", "")
 }
-
-func orElse(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}

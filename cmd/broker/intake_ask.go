@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -169,7 +170,7 @@ func (in *intakeRun) remainder(found intake.Found, taken map[string]secret.Secre
 		isLeft := func(c intake.Candidate) bool {
 			return !slices.ContainsFunc(slices.Collect(maps.Values(taken)), c.Value.Equal)
 		}
-		if what := orElse(d.Field, "a credential"); !settled[d.Field] && slices.ContainsFunc(d.Candidates, isLeft) {
+		if what := cmp.Or(d.Field, "a credential"); !settled[d.Field] && slices.ContainsFunc(d.Candidates, isLeft) {
 			left = append(left, "what may be "+what)
 		}
 	}

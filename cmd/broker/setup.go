@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -337,6 +338,6 @@ func (in *setupRun) take(ctx context.Context, done *setupResult) error {
 
 // curl is the consumer's first request.
 func (in *setupRun) curl() string {
-	socket := orElse(in.consumer, "/run/credential-broker/broker.sock")
+	socket := cmp.Or(in.consumer, "/run/credential-broker/broker.sock")
 	return fmt.Sprintf("curl -sSf --unix-socket %s http://localhost/v1/clients/%s/token", socket, in.get("client"))
 }

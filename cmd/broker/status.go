@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -236,7 +237,7 @@ func waiting(c *client.StatusClient) string {
 	if c.Candidate == "" {
 		return ""
 	}
-	return fmt.Sprintf("version %s waits: %s", c.Candidate, orElse(c.Waiting, "it has not been tried yet"))
+	return fmt.Sprintf("version %s waits: %s", c.Candidate, cmp.Or(c.Waiting, "it has not been tried yet"))
 }
 
 func pinned(c *client.StatusClient) string {
@@ -296,9 +297,9 @@ func loginText(c *client.StatusClient) string {
 	}
 	switch c.Login.State {
 	case "required":
-		return "login required: " + orElse(c.Login.Reason, "run broker login "+c.Client)
+		return "login required: " + cmp.Or(c.Login.Reason, "run broker login "+c.Client)
 	case "pending":
-		return "login pending: " + orElse(c.Login.Reason, "the newest refresh token is sealed on this host, and goes into the secrets manager when that can be written")
+		return "login pending: " + cmp.Or(c.Login.Reason, "the newest refresh token is sealed on this host, and goes into the secrets manager when that can be written")
 	}
 	return ""
 }
@@ -308,7 +309,7 @@ func fileTexts(c *client.StatusClient) []string {
 	var list []string
 	for _, f := range c.Files {
 		if f.State != "ok" {
-			list = append(list, fmt.Sprintf("file %s: %s: %s", f.Path, f.State, orElse(f.Reason, "nothing has come for it yet")))
+			list = append(list, fmt.Sprintf("file %s: %s: %s", f.Path, f.State, cmp.Or(f.Reason, "nothing has come for it yet")))
 		}
 	}
 	return list
@@ -319,7 +320,7 @@ func narrowed(c *client.StatusClient) []string {
 	var list []string
 	for _, t := range c.Tokens {
 		if t.Narrowed {
-			list = append(list, fmt.Sprintf("scope: asked for %s, granted %s", orDash(t.Scope), orElse(t.Granted, "none")))
+			list = append(list, fmt.Sprintf("scope: asked for %s, granted %s", orDash(t.Scope), cmp.Or(t.Granted, "none")))
 		}
 	}
 	return list
@@ -344,11 +345,4 @@ func platform(m map[string]string) string {
 	return strings.Join(words, " ")
 }
 
-func orDash(s string) string { return orElse(s, "-") }
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
-}
+func orDash(s string) string { return cmp.Or(s, "-") }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"path/filepath"
@@ -53,13 +54,13 @@ func (p *paths) fill(c *configs.Config) error {
 			run = filepath.Join(d, program)
 		}
 	}
-	p.consumer = first(p.consumer, c.Sockets.Consumer)
-	p.admin = first(p.admin, c.Sockets.Admin)
+	p.consumer = cmp.Or(p.consumer, c.Sockets.Consumer)
+	p.admin = cmp.Or(p.admin, c.Sockets.Admin)
 	if run == "" && p.consumer == "" {
 		return errors.New("there is no XDG_RUNTIME_DIR to put the socket into: give one with --socket")
 	}
-	p.consumer = first(p.consumer, filepath.Join(run, "broker.sock"))
-	p.admin = first(p.admin, filepath.Join(filepath.Dir(p.consumer), "admin.sock"))
+	p.consumer = cmp.Or(p.consumer, filepath.Join(run, "broker.sock"))
+	p.admin = cmp.Or(p.admin, filepath.Join(filepath.Dir(p.consumer), "admin.sock"))
 	return nil
 }
 
@@ -71,14 +72,5 @@ func (p *paths) fillState(c *configs.Config) {
 	if !system() {
 		state = xdg("XDG_STATE_HOME", ".local/state")
 	}
-	p.state = first(p.state, c.State, state)
-}
-
-func first(list ...string) string {
-	for _, s := range list {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
+	p.state = cmp.Or(p.state, c.State, state)
 }

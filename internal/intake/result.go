@@ -1,6 +1,7 @@
 package intake
 
 import (
+	"cmp"
 	"fmt"
 
 	"credentialbroker/internal/secret"
@@ -95,12 +96,12 @@ func (in *reader) worthwhile(field string) []find {
 		}
 		switch {
 		case x.label.strength == weak:
-			x.why = first(x.why, fmt.Sprintf("its label “%s” may mean something else", x.label.text))
+			x.why = cmp.Or(x.why, fmt.Sprintf("its label “%s” may mean something else", x.label.text))
 		case x.label.strength == bare && in.ambiguous():
-			x.why = first(x.why, fmt.Sprintf("its label “%s” may be that of an API key's secret", x.label.text))
+			x.why = cmp.Or(x.why, fmt.Sprintf("its label “%s” may be that of an API key's secret", x.label.text))
 		}
 		if x.label.old {
-			x.why = first(x.why, "its label says that it is an old one")
+			x.why = cmp.Or(x.why, "its label says that it is an old one")
 		}
 		if x.label.strength == weak || x.label.old {
 			rest = append(rest, x)
@@ -217,11 +218,4 @@ func knows(x find, certain []find) bool {
 		}
 	}
 	return false
-}
-
-func first(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

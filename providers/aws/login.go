@@ -1,6 +1,7 @@
 package aws
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,7 +158,7 @@ func (l *login) build(ctx context.Context) (awssdk.CredentialsProvider, error) {
 		}
 	}
 	return cached(stscreds.NewAssumeRoleProvider(l.stsClient(cached(p)), r.RoleARN, func(o *stscreds.AssumeRoleOptions) {
-		o.RoleSessionName = orElse(r.SessionName, sessionName)
+		o.RoleSessionName = cmp.Or(r.SessionName, sessionName)
 		o.ExternalID = orNil(external)
 	})), nil
 }
@@ -211,7 +212,7 @@ func (l *login) sdk(ctx context.Context, more ...func(*config.LoadOptions) error
 }
 
 func (l *login) fromProfile(ctx context.Context, p profile) (awssdk.CredentialsProvider, error) {
-	name := orElse(p.Name, orElse(os.Getenv("AWS_PROFILE"), "default"))
+	name := cmp.Or(p.Name, cmp.Or(os.Getenv("AWS_PROFILE"), "default"))
 	opts := []func(*config.LoadOptions) error{config.WithSharedConfigProfile(name)}
 	if p.ConfigFile != "" {
 		opts = append(opts, config.WithSharedConfigFiles([]string{p.ConfigFile}))
@@ -228,8 +229,8 @@ func (l *login) fromProfile(ctx context.Context, p profile) (awssdk.CredentialsP
 }
 
 func (l *login) fromWebIdentity(w webIdentity) (awssdk.CredentialsProvider, error) {
-	role := orElse(w.RoleARN, os.Getenv("AWS_ROLE_ARN"))
-	file := orElse(w.TokenFile, os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE"))
+	role := cmp.Or(w.RoleARN, os.Getenv("AWS_ROLE_ARN"))
+	file := cmp.Or(w.TokenFile, os.Getenv("AWS_WEB_IDENTITY_TOKEN_FILE"))
 	if role == "" || file == "" {
 		return nil, ownError("auth.web_identity needs role_arn and token_file, or AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE")
 	}
@@ -237,7 +238,7 @@ func (l *login) fromWebIdentity(w webIdentity) (awssdk.CredentialsProvider, erro
 		return nil, err
 	}
 	return stscreds.NewWebIdentityRoleProvider(l.stsClient(awssdk.AnonymousCredentials{}), role, stscreds.IdentityTokenFile(file),
-		func(o *stscreds.WebIdentityRoleOptions) { o.RoleSessionName = orElse(w.SessionName, sessionName) }), nil
+		func(o *stscreds.WebIdentityRoleOptions) { o.RoleSessionName = cmp.Or(w.SessionName, sessionName) }), nil
 }
 
 func (l *login) stsClient(p awssdk.CredentialsProvider) *sts.Client {
@@ -312,13 +313,6 @@ func readFile(key, file string) (string, error) {
 		return "", ownError(key + ": " + file + " is empty")
 	}
 	return s, nil
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 // fault classifies why there are no credentials.

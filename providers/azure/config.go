@@ -1,6 +1,7 @@
 package azure
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -148,7 +149,7 @@ func loopback(host string) bool {
 
 // hosts are what a firewall has to let out.
 func (c Config) hosts() []string {
-	authority := orElse(c.Authority, orElse(os.Getenv("AZURE_AUTHORITY_HOST"), "https://login.microsoftonline.com"))
+	authority := cmp.Or(c.Authority, cmp.Or(os.Getenv("AZURE_AUTHORITY_HOST"), "https://login.microsoftonline.com"))
 	list := []string{hostPort(c.VaultURL)}
 	if c.Auth.ManagedIdentity == nil {
 		list = append(list, hostPort(authority))
@@ -165,11 +166,4 @@ func hostPort(raw string) string {
 		return u.Host + ":443"
 	}
 	return u.Host
-}
-
-func orElse(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }

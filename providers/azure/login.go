@@ -2,6 +2,7 @@ package azure
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -100,7 +101,7 @@ func (l *login) source() (azcore.TokenCredential, error) {
 		return azidentity.NewManagedIdentityCredential(mo)
 	case a.WorkloadIdentity != nil:
 		w := a.WorkloadIdentity
-		file := orElse(w.TokenFile, os.Getenv("AZURE_FEDERATED_TOKEN_FILE"))
+		file := cmp.Or(w.TokenFile, os.Getenv("AZURE_FEDERATED_TOKEN_FILE"))
 		if file == "" {
 			return nil, ownError("auth.workload_identity.token_file: missing, and AZURE_FEDERATED_TOKEN_FILE is not set")
 		}
