@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"credentialbroker/internal/broker"
@@ -130,7 +131,9 @@ func (s *server) takeTokens(stored []*os.File) {
 	if len(stored) == 0 {
 		return
 	}
-	notify("FDSTOREREMOVE=1", "FDNAME="+storedName)
+	if _, err := daemon.SdNotify(false, "FDSTOREREMOVE=1\nFDNAME="+storedName); err != nil {
+		s.log.Warn("the service manager keeps the tokens of before the restart, and has no place for those of the next one", "error", err)
+	}
 	err := fmt.Errorf("there are %d of them", len(stored))
 	if len(stored) == 1 {
 		var data []byte
