@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
-	"credentialbroker/internal/broker"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"credentialbroker/internal/broker"
 )
 
 // scrub gives the memory through which secrets passed back to the kernel,
