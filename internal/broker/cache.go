@@ -347,6 +347,9 @@ func (e *entry) rejected(now clock.Reading, fingerprint string) (wait time.Durat
 	defer e.mu.Unlock()
 	h, r := e.held.Load(), &e.reject
 	if e.flight != nil {
+		if h != nil && h.token.Fingerprint == fingerprint {
+			r.last = now // the flight may bring nothing
+		}
 		return 0, false, true
 	}
 	if h == nil || h.token.Fingerprint != fingerprint {

@@ -82,6 +82,10 @@ func (b *Broker) Carry() (data []byte, n int, err error) {
 		}
 		for _, e := range cl.all() {
 			h := e.held.Load()
+			if c := e.carried.Load(); h == nil && c != nil { // it waits still
+				list = append(list, *c)
+				continue
+			}
 			if h == nil || h.live != cl.cred.Current() || !h.usable(now, 0) || e.complained(h) {
 				continue
 			}
@@ -230,6 +234,15 @@ func (b *Broker) settle(e *entry) {
 		event.Type = audit.TokenCarried
 		b.o.Audit.Note(event)
 	}
+}
+
+// holdsCarried says whether an entry's token of before is in a text, as holds
+// does.
+func (e *entry) holdsCarried(text, lower []byte) bool {
+	e.settling.Lock()
+	defer e.settling.Unlock()
+	c := e.carried.Load()
+	return c != nil && holds(text, lower, c.token.Access)
 }
 
 // forget lets go of an entry's token of before.

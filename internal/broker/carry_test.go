@@ -249,6 +249,21 @@ func TestNotLeft(t *testing.T) {
 				w.t.Errorf("%+v, %v", r, err)
 			}
 		},
+		"rejected during a renewal": func(w *world, g *Grant) {
+			w.issuer.Set(fake.Fault{Kind: fake.Slow, Delay: time.Hour})
+			e := w.b.clients.Load().byName["vdab"].all()[0]
+			e.read.Store(int64(w.b.o.Clock.Now().Boot)) // read, so that it is renewed
+			for end := time.Now().Add(14 * time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
+				e.mu.Lock()
+				flying := e.flight != nil
+				e.mu.Unlock()
+				if flying {
+					e.rejected(w.b.o.Clock.Now(), g.Token.Fingerprint)
+					return
+				}
+			}
+			w.t.Error("no renewal")
+		},
 		"of an older version": func(w *world, _ *Grant) {
 			cl := w.b.clients.Load().byName["vdab"]
 			next := *cl.cred.Current()
@@ -302,6 +317,13 @@ func TestRestartWithoutTheManager(t *testing.T) {
 		if r, all := w.restored(); all || r.Taken != 0 {
 			w.t.Errorf("%+v", r)
 		}
+		_ = g.Token.Access.Use(func(token []byte) error {
+			if !w.b.Holds(slices.Concat([]byte("It was "), token)) {
+				w.t.Error("a token that waits is not known")
+			}
+			return nil
+		})
+		w.resume(w.carry()) // what waits, waits on
 		w.store.SetFault("")
 		time.Sleep(2 * time.Minute)
 		if w.mustGet().Token.Fingerprint != g.Token.Fingerprint || w.issuer.Stats().Minted != 1 {

@@ -40,7 +40,7 @@ func (b *Broker) Holds(text []byte) bool {
 			}
 		}
 		for _, e := range cl.all() {
-			if h := e.held.Load(); h != nil && holds(text, lower, h.token.Access) {
+			if h := e.held.Load(); h != nil && holds(text, lower, h.token.Access) || e.holdsCarried(text, lower) {
 				return true
 			}
 		}

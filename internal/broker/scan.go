@@ -88,6 +88,9 @@ func (c *cachedClient) needles() (list []scan.Needle) {
 		if h := e.held.Load(); h != nil {
 			list = append(list, h.needle())
 		}
+		if t := e.carried.Load(); t != nil {
+			list = append(list, scan.Needle{Client: c.cfg.Name, Field: tokenField, Version: t.token.Fingerprint, Value: t.token.Access, Brief: true})
+		}
 	}
 	return list
 }

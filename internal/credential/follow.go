@@ -125,6 +125,9 @@ func (k *keeper) ends(one *kept) string {
 func (k *keeper) renew(ctx context.Context, one *kept, s broker.Sight) (stays bool, err error) {
 	now := k.now(one)
 	if now.Seen == s.Name {
+		k.mu.Lock()
+		one.old = false // the token came over the restart: what replaces it says something of it
+		k.mu.Unlock()
 		return true, nil
 	}
 	if wait := k.early(one, s); wait > 0 {

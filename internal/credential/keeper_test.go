@@ -205,6 +205,33 @@ func TestQuarantine(t *testing.T) {
 	})
 }
 
+// The token itself comes over a planned restart: then a rejection of it counts
+// as if there had been none.
+func TestCarriedToken(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.boot("web.service", "vdab.token")
+		w.sleep(2 * time.Minute)
+		w.stop()
+		data, n, err := w.broker.Carry()
+		if err != nil || n != 1 {
+			w.t.Fatalf("%d tokens, %v", n, err)
+		}
+		w.start()
+		if err := w.broker.Restore(data); err != nil {
+			w.t.Fatal(err)
+		}
+		w.sleep(time.Minute)
+		before, minted := w.restarted(), w.issuer.Stats().Minted
+		if _, err := w.broker.Revoke(w.t.Context(), "vdab", false); err != nil {
+			w.t.Fatal(err)
+		}
+		w.sleep(3 * time.Minute)
+		if n := w.restarted() - before; n != 1 || minted != 1 {
+			w.t.Errorf("%d restarts for a token that was revoked; %d minted before", n, minted)
+		}
+	})
+}
+
 // The daemon's own restart forgets no unit, and restarts none whose token is
 // good; an outage of the issuer restarts none.
 func TestDaemonRestart(t *testing.T) {
