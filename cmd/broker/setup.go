@@ -10,9 +10,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"credentialbroker/api/client"
 	"credentialbroker/internal/policy"
@@ -212,7 +216,7 @@ func (in *setupRun) preset(ctx context.Context, name string) (map[string]any, er
 }
 
 func (in *setupRun) policy() (policy.Policy, error) {
-	place := policy.Place{Path: in.get("path"), Mount: in.get("mount"), Region: in.get("region"), Account: in.get("account"),
+	place := policy.Place{Path: in.get("path"), Namespace: in.get("namespace"), Mount: in.get("mount"), Region: in.get("region"), Account: in.get("account"),
 		VaultURL: in.get("vault-url"), Project: in.get("project")}
 	if in.get("kv") == "1" {
 		place.KV = 1
@@ -299,6 +303,9 @@ func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 	if err != nil {
 		err = failure{exitCode(err), fmt.Errorf("everything is written, and not tried: %s; when that is mended, run broker check --live", explain(err))}
 	}
+	if live && err == nil && !slices.ContainsFunc(done.Live, func(f client.Finding) bool { return f.Target == in.get("client") }) {
+		err = failure{exitUnavailable, fmt.Errorf("everything is written, and the daemon that answers does not know the client %s: it reads another configuration, or refused this one; see journalctl -u credential-broker", in.get("client"))}
+	}
 	if bad > 0 {
 		err = failure{exitUnavailable, errors.New("everything is written, and not everything works yet: see what is said above; then run broker check --live")}
 	}
@@ -312,28 +319,57 @@ func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 	return err
 }
 
-// take makes systemd and the daemon take what was written: a login counts with
-// the next start, a configuration with a reload.
+// take makes systemd and the daemon take what is written, also by an earlier run
+// that did not come so far: a login counts with the next start, a configuration
+// with a reload.
 func (in *setupRun) take(ctx context.Context, done *setupResult) error {
-	if !done.Changed || in.noStart || in.root != "" {
+	if in.noStart || in.root != "" {
 		return nil
 	}
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return errors.New("systemd does not run here: start the daemon yourself")
 	}
-	commands := [][]string{{"enable", "credential-broker.service"}, {"reload-or-restart", "credential-broker.service"}}
-	for _, f := range done.Files {
-		if f.own && f.State != "unchanged" && !strings.HasSuffix(f.Path, ".yaml") {
-			commands = [][]string{{"daemon-reload"}, {"enable", "credential-broker.service"}, {"restart", "credential-broker.service"}}
-		}
+	if _, err := systemctl(ctx, "daemon-reload"); err != nil {
+		return err
 	}
-	for _, args := range commands {
-		out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput() // #nosec G204 -- constants
-		if err != nil {
-			return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-		}
+	how := "reload-or-restart"
+	if started, err := started(ctx); err != nil {
+		return err
+	} else if !started.IsZero() && slices.ContainsFunc(done.Files, func(f *setupFile) bool { return f.login() && changedSince(f.Path, started) }) {
+		how = "restart"
 	}
-	return nil
+	_, err1 := systemctl(ctx, "enable", daemonUnit)
+	_, err2 := systemctl(ctx, how, daemonUnit)
+	return errors.Join(err1, err2)
+}
+
+const daemonUnit = "credential-broker.service"
+
+func systemctl(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput() // #nosec G204 -- constants
+	if err != nil {
+		return "", fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// started is when the daemon that runs was started; zero: none runs.
+func started(ctx context.Context) (time.Time, error) {
+	out, err := systemctl(ctx, "show", "--property=ActiveEnterTimestampMonotonic", "--value", daemonUnit)
+	if err != nil {
+		return time.Time{}, err
+	}
+	micros, err := strconv.ParseInt(out, 10, 64)
+	var now unix.Timespec
+	if err = errors.Join(err, unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)); err != nil || micros == 0 {
+		return time.Time{}, err
+	}
+	return time.Now().Add(time.Duration(micros)*time.Microsecond - time.Duration(now.Nano())), nil
+}
+
+func changedSince(file string, t time.Time) bool {
+	info, err := os.Stat(file)
+	return err == nil && info.ModTime().After(t)
 }
 
 // curl is the consumer's first request.

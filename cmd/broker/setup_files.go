@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"credentialbroker/internal/durable"
 )
@@ -36,9 +37,13 @@ type setupFile struct {
 
 	data   []byte
 	mode   fs.FileMode
-	before []byte // nil: there is none
-	own    bool   // it has nothing but what setup writes: a difference is somebody's change
+	owner  *syscall.Stat_t // who has it; nil: it is not there
+	before []byte          // nil: there is none
+	own    bool            // it has nothing but what setup writes: a difference is somebody's change
 }
+
+// login says whether the file is read when the daemon starts, and only then.
+func (f *setupFile) login() bool { return filepath.Ext(f.Path) != ".yaml" }
 
 // at is where a file of the system is: below --root.
 func (in *setupRun) at(name string) string { return filepath.Join(in.root, name) }
@@ -46,7 +51,17 @@ func (in *setupRun) at(name string) string { return filepath.Join(in.root, name)
 // file plans a file, and finds out what is there.
 func (in *setupRun) file(name string, data []byte, mode fs.FileMode, own bool) (*setupFile, error) {
 	f := &setupFile{Path: name, State: "created", data: data, mode: mode, own: own}
-	before, err := os.ReadFile(in.at(name))
+	info, err := os.Lstat(in.at(name))
+	var before []byte
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is a link, or no file: setup would put a file in its place; write it where it leads, or make it a file", name)
+	} else if err == nil {
+		f.owner, _ = info.Sys().(*syscall.Stat_t)
+		if !own {
+			f.mode = info.Mode().Perm()
+		}
+		before, err = os.ReadFile(in.at(name))
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -167,18 +182,18 @@ func (in *setupRun) write(files []*setupFile) error {
 		}
 		err := os.MkdirAll(filepath.Dir(in.at(f.Path)), mode)
 		if err == nil {
-			err = durable.ReplaceMode(in.at(f.Path), f.data, f.mode)
+			err = in.put(f, f.data)
 		}
 		if err == nil {
 			continue
 		}
-		for _, done := range slices.Backward(files[:i]) {
+		for _, done := range files[:i] {
 			var undo error
 			switch done.State {
 			case "created":
 				undo = durable.Remove(in.at(done.Path))
 			case "changed":
-				undo = durable.ReplaceMode(in.at(done.Path), done.before, done.mode)
+				undo = in.put(done, done.before)
 			}
 			if undo != nil {
 				return failure{exitUnavailable, fmt.Errorf("%s could not be written (%w), and %s could not be put back as it was: %w", f.Path, err, done.Path, undo)}
@@ -187,6 +202,17 @@ func (in *setupRun) write(files []*setupFile) error {
 		return failure{exitUnavailable, fmt.Errorf("%s could not be written: %w; everything is as it was", f.Path, err)}
 	}
 	return nil
+}
+
+// put writes a file, which stays whose it was.
+func (in *setupRun) put(f *setupFile, data []byte) error {
+	if err := durable.ReplaceMode(in.at(f.Path), data, f.mode); err != nil {
+		return err
+	}
+	if f.owner == nil {
+		return nil
+	}
+	return os.Lchown(in.at(f.Path), int(f.owner.Uid), int(f.owner.Gid))
 }
 
 // editConfig puts the provider into broker.yaml, whose other lines stay.

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,10 @@ func setupOf(answers map[string]string) *setupRun {
 func TestSetupWrite(t *testing.T) {
 	in := setupOf(nil)
 	in.root = t.TempDir()
-	must(t, os.WriteFile(in.at("/old"), []byte("old"), 0o644), os.WriteFile(in.at("/file"), nil, 0o600))
+	must(t, os.WriteFile(in.at("/old"), []byte("old"), 0o640), os.WriteFile(in.at("/file"), nil, 0o600))
+	if os.Geteuid() == 0 {
+		must(t, os.Chown(in.at("/old"), -1, 4711))
+	}
 	changed, err := in.file("/old", []byte("new"), 0o644, false)
 	must(t, err)
 	err = in.write([]*setupFile{{Path: "/d/new", State: "created", data: []byte("x"), mode: 0o600}, changed,
@@ -41,8 +45,15 @@ func TestSetupWrite(t *testing.T) {
 		t.Error("it is there:", err)
 	}
 	must(t, in.write([]*setupFile{changed}))
-	if info, err := os.Stat(in.at("/old")); err != nil || info.Mode() != 0o644 {
+	if info, err := os.Stat(in.at("/old")); err != nil || info.Mode() != 0o640 {
 		t.Error(info.Mode(), err)
+	}
+	if info, err := os.Stat(in.at("/old")); os.Geteuid() == 0 && (err != nil || info.Sys().(*syscall.Stat_t).Gid != 4711) {
+		t.Error("it is another's now:", err)
+	}
+	must(t, os.Symlink("old", in.at("/link")))
+	if _, err := in.file("/link", nil, 0o644, false); err == nil || !strings.Contains(err.Error(), "is a link") {
+		t.Error(err)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 
 // Rules of this package:
 //   - a policy names one secret: nothing of a name may widen it;
+//   - it has a name of its own, and what puts it in force takes nothing away
+//     that was put in force for another secret;
 //   - what a manager's own tools need and we cannot know stands in capitals.
 
 // A Policy is what one login may do to one secret.
@@ -35,6 +37,8 @@ type Policy struct {
 type Place struct {
 	Path string // the secret's name
 
+	Namespace string // Vault; empty: the one of the shell
+
 	Mount string // Vault: of the engine; empty: secret
 	KV    int    // Vault: version of the engine; 0: 2
 	Role  string // Vault: AppRole that logs in; empty: another way of logging in
@@ -55,7 +59,7 @@ func For(manager string, p Place, write bool) (Policy, error) {
 	if manager == "vault" {
 		wide += "+" // any one segment of a path
 	}
-	for _, s := range []string{p.Path, p.Mount, p.Role, p.Auth, p.Region, p.Account, p.Project} {
+	for _, s := range []string{p.Path, p.Namespace, p.Mount, p.Role, p.Auth, p.Region, p.Account, p.Project} {
 		if strings.ContainsAny(s, wide) || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 			return Policy{}, fmt.Errorf("%q cannot stand in a policy: it has a space, a quote, or a character that would match more than one name", s)
 		}
@@ -93,16 +97,32 @@ func vault(p Place, write bool) Policy {
 			"# To notice a new version without reading the value.\n" +
 			fmt.Sprintf("path %q { capabilities = [\"read\"] }\n", mount+"/metadata/"+path)
 	}
-	out.Install = "vault policy write credential-broker policy.hcl\n"
+	name, in := name(mount+"/"+path), ""
+	if p.Namespace != "" {
+		in = "-namespace=" + p.Namespace + " "
+	}
+	out.Install = "vault policy write " + in + name + " policy.hcl\n"
 	if p.Role != "" {
 		role := "auth/" + strings.Trim(cmp.Or(p.Auth, "approle"), "/") + "/role/" + p.Role
 		out.Text += "# To warn before the secret-id itself expires.\n" +
 			fmt.Sprintf("path %q { capabilities = [\"update\"] }\n", role+"/secret-id/lookup")
-		out.Install += "vault write " + role + " token_policies=credential-broker token_ttl=1h\n" +
-			"vault read -field=role_id " + role + "/role-id\n" +
-			"vault write -f -field=secret_id " + role + "/secret-id\n"
+		// A role that is there keeps its policies: they are for other secrets.
+		out.Install += "vault write " + in + role + " token_ttl=1h token_policies=\"$(vault read " + in + "-field=token_policies " + role +
+			" 2>/dev/null | tr -d '[]' | tr ' ' ,),\"" + name + "\n" +
+			"vault read " + in + "-field=role_id " + role + "/role-id\n" +
+			"vault write -f " + in + "-field=secret_id " + role + "/secret-id\n"
 	}
 	return out
+}
+
+// name is what the policy for a secret is called.
+func name(path string) string {
+	return "credential-broker-" + strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.' {
+			return r
+		}
+		return '-'
+	}, strings.Trim(path, "/"))
 }
 
 // aws names the secret with the six characters that Secrets Manager puts behind
@@ -114,7 +134,7 @@ func aws(p Place, write bool) (Policy, error) {
 		Resource string
 	}
 	out := Policy{Language: "json", Actions: []string{"secretsmanager:GetSecretValue", "secretsmanager:DescribeSecret"},
-		Install: "aws iam put-role-policy --role-name ROLE --policy-name credential-broker --policy-document file://policy.json\n",
+		Install: "aws iam put-role-policy --role-name ROLE --policy-name " + name(p.Path) + " --policy-document file://policy.json\n",
 		Notes:   []string{"a secret that is encrypted with a key of your own needs kms:Decrypt on that key too"}}
 	if write {
 		out.Actions = append(out.Actions, "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage")
@@ -157,7 +177,8 @@ func azure(p Place, write bool) (Policy, error) {
 		Actions, DataActions, AssignableScopes []string
 	}{role, "Reads secrets, and adds versions to them.", true, []string{}, actions, []string{"/subscriptions/SUBSCRIPTION/resourceGroups/GROUP"}})
 	return Policy{Language: "json", Text: text, Install: "az role definition create --role-definition @policy.json\n" + assign(role), Actions: actions,
-		Notes: []string{"the vault has to use Azure role-based access control; PRINCIPAL is the object id of the identity that logs in"}}, err
+		Notes: []string{"the vault has to use Azure role-based access control; PRINCIPAL is the object id of the identity that logs in",
+			"the role is the same for all secrets: it is created once"}}, err
 }
 
 func gcp(p Place, write bool) Policy {

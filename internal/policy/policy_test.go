@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 )
@@ -77,5 +78,42 @@ func TestPlaces(t *testing.T) {
 	}
 	if p, _ := For("vault", Place{Path: "a", KV: 1}, false); strings.Contains(p.Text, "data/") {
 		t.Error(p.Text)
+	}
+}
+
+// A second client's policy, put in force as it says, takes nothing from the
+// first one's: a role keeps the policies that it has.
+func TestSecondClient(t *testing.T) {
+	dir := t.TempDir()
+	const vault = `#!/bin/sh
+for a; do case $a in -field=token_policies) echo '[default credential-broker-secret-one]'; exit;; esac; done
+echo "$@"
+`
+	if err := os.WriteFile(dir+"/vault", []byte(vault), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p, err := For("vault", Place{Path: "two", Role: "broker", Namespace: "team"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-ec", p.Install)
+	cmd.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"policy write -namespace=team credential-broker-secret-two policy.hcl\n",
+		"write -namespace=team auth/approle/role/broker token_ttl=1h token_policies=default,credential-broker-secret-one,credential-broker-secret-two\n"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%s\nhas no %s", out, want)
+		}
+	}
+	if strings.Count(string(out), "-namespace=team") != 4 {
+		t.Errorf("a command outside of the namespace:\n%s", out)
+	}
+	one, errOne := For("aws", Place{Path: "vdab/one"}, false)
+	two, errTwo := For("aws", Place{Path: "vdab/two"}, false)
+	if errOne != nil || errTwo != nil || one.Install == two.Install {
+		t.Errorf("one name for two policies: %s", one.Install)
 	}
 }
