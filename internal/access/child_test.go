@@ -72,6 +72,17 @@ func play(role string, args []string) error {
 		if err := syscall.Setuid(12399); err != nil {
 			return err
 		}
+	case "exec": // connects, and when told becomes args[1], which connects
+		c, err := net.Dial("unix", args[0])
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		fmt.Println("ready")
+		if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+		return syscall.Exec(args[1], []string{args[1], args[0]}, []string{"ROLE=connect"}) // #nosec G204 -- a test's own
 	case "pass": // hands its connection to args[1]
 		c, err := net.Dial("unix", args[0])
 		if err != nil {
@@ -180,7 +191,7 @@ func withoutPeerPidfd() error {
 type child struct {
 	t     *testing.T
 	cmd   *exec.Cmd
-	stdin io.Closer
+	stdin io.WriteCloser
 	out   *bufio.Reader
 }
 

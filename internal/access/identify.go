@@ -16,8 +16,8 @@ import (
 // An Identifier remembers for a second what /proc says of a process, so that
 // one that connects for every request is read once a second. That gives nobody
 // anything: whoever was identified a second ago could have kept that
-// connection, and its identity with it. Who the user is, and whether the
-// process runs, is asked of the kernel each time.
+// connection, and its identity with it. Who the user is, which program it runs
+// in which unit, and whether it runs, is asked of the kernel each time.
 //
 // The zero value is ready for use by many goroutines at a time.
 type Identifier struct {

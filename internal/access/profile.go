@@ -15,6 +15,7 @@ type profile struct {
 	pid      int32
 	start    uint64
 	exe      Executable
+	place    string // its cgroup file
 	loginUID uint32
 	read     time.Time
 }
@@ -32,7 +33,7 @@ func (i *Identifier) profile(pid int32, pidfd int, key uint64) (profile, error) 
 		i.mu.Lock()
 		p, ok := i.seen[key]
 		i.mu.Unlock()
-		if ok && p.pid == pid && time.Since(p.read) < fresh {
+		if ok && p.pid == pid && time.Since(p.read) < fresh && p.stands() {
 			return p, nil
 		}
 	}
@@ -48,6 +49,21 @@ func (i *Identifier) profile(pid int32, pidfd int, key uint64) (profile, error) 
 	}
 	i.seen[key] = p
 	return p, nil
+}
+
+// stands says whether the process still runs the same program at the same
+// place: neither an exec nor a move to another unit takes what was read before
+// along. A process that went stands nowhere.
+func (p *profile) stands() bool {
+	var st unix.Stat_t
+	proc := "/proc/" + strconv.Itoa(int(p.pid)) + "/"
+	exe := Executable{}
+	if unix.Stat(proc+"exe", &st) == nil {
+		exe = Executable{Dev: st.Dev, Ino: st.Ino}
+	}
+	var buf [4096]byte
+	text, err := procDir(unix.AT_FDCWD).read(proc+"cgroup", buf[:])
+	return err == nil && exe == p.exe && string(text) == p.place
 }
 
 // unique is a number that no other process gets until the next boot. Kernels
@@ -72,7 +88,8 @@ func look(pid int32, pidfd int) (profile, error) {
 	p.start = start
 	var buf [4096]byte
 	if text, err := dir.read("cgroup", buf[:]); err == nil {
-		p.cgroup = parseCgroup(string(text))
+		p.place = string(text)
+		p.cgroup = parseCgroup(p.place)
 	}
 	info, err := procDir(unix.AT_FDCWD).read("/proc/self/fdinfo/"+strconv.Itoa(pidfd), buf[:])
 	if err != nil {

@@ -60,6 +60,10 @@ func TestIdentifierRemembers(t *testing.T) {
 			if third := ask(); third.Unit != first.Unit {
 				t.Errorf("not read again after %v: %s", fresh, third)
 			}
+			remembered(t, &i, first, func(p *profile) { p.unit, p.place = "remembered.service", "0::/elsewhere\n" })
+			if c := ask(); c.Unit != first.Unit {
+				t.Errorf("not read again after a move to another unit: %s", c)
+			}
 			// A user unit belongs to the uid of this connection, not of the last.
 			remembered(t, &i, first, func(p *profile) { p.userUnit, p.manager = "feed.service", uint32(os.Getuid())+1 })
 			if c := ask(); c.UserUnit != "" {
@@ -110,6 +114,31 @@ func TestIdentifierForgets(t *testing.T) {
 	defer d.Close()
 	if d.PID != first.pid() || d.Start != now.start || d.Unit == "first.service" {
 		t.Errorf("%s started at %d, and counts as started at %d", d, now.start, d.Start)
+	}
+}
+
+// What a process runs now says nothing of what it ran when it was looked at.
+func TestExecIsNotRemembered(t *testing.T) {
+	var i Identifier
+	s := listen(t)
+	text, err := os.ReadFile(os.Getenv("CHILD"))
+	must(t, err)
+	other := t.TempDir() + "/other"
+	must(t, os.WriteFile(other, text, 0o755))
+	kid := start(t, nil, "exec", s.path, other)
+	first, err := i.Identify(s.accept())
+	must(t, err)
+	defer first.Close()
+	remembered(t, &i, first, func(p *profile) { p.read = time.Now().Add(time.Hour) })
+	_, err = kid.stdin.Write([]byte("x"))
+	must(t, err)
+	second, err := i.Identify(s.accept())
+	must(t, err)
+	defer second.Close()
+	var want unix.Stat_t
+	must(t, unix.Stat(other, &want))
+	if second.PID != first.PID || second.Start != first.Start || first.Exe == second.Exe || second.Exe != (Executable{Dev: want.Dev, Ino: want.Ino}) {
+		t.Errorf("%s runs %v, and is %s, which ran %v", second, second.Exe, first, first.Exe)
 	}
 }
 

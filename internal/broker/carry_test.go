@@ -323,6 +323,7 @@ func TestRestartWithoutTheManager(t *testing.T) {
 			}
 			return nil
 		})
+		w.wantFinds(reveal(g.Token.Access), "vdab access_token live")
 		w.resume(w.carry()) // what waits, waits on
 		w.store.SetFault("")
 		time.Sleep(2 * time.Minute)
