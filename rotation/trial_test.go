@@ -57,7 +57,7 @@ func TestTry(t *testing.T) {
 	})
 }
 
-// A trial counts against the budget, waits a minute, and leaves no refused
+// A trial counts against the budget, waits trialPause, and leaves no refused
 // version behind; what serves is not touched.
 func TestTryRefused(t *testing.T) {
 	inBench(t, Config{Failures: 3}, func(b *bench) {
@@ -70,18 +70,18 @@ func TestTryRefused(t *testing.T) {
 			t.Errorf("code %s", e.Code)
 		}
 		_, err = b.c.Try(t.Context(), "intake", pair("wrong"))
-		if e := wantKind(t, err, Rejected); e.Code != "pace" || e.RetryAfter <= 0 || e.RetryAfter > time.Minute {
+		if e := wantKind(t, err, Rejected); e.Code != "pace" || e.RetryAfter <= 0 || e.RetryAfter > trialPause {
 			t.Errorf("the next attempt: %s after %s, want a pause", e.Code, e.RetryAfter)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(trialPause)
 		_, err = b.c.Try(t.Context(), "intake", pair("wrong"))
 		wantKind(t, err, Rejected)
-		time.Sleep(time.Minute)
+		time.Sleep(trialPause)
 		_, err = b.c.Try(t.Context(), "intake", pair("two"))
 		if e := wantKind(t, err, Rejected); e.Code != "pace" {
 			t.Errorf("code %s, want a longer pause", e.Code)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(trialPause)
 		_, err = b.c.Try(t.Context(), "intake", pair("two"))
 		if e := wantKind(t, err, Rejected); e.Code != "budget" {
 			t.Errorf("code %s, want the budget", e.Code)
