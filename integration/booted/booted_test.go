@@ -68,7 +68,7 @@ func life(t *testing.T, packages string) {
 		{"downgrade", "downgrade under load, likewise", func(t *testing.T, w *world) { replaced(t, w, older, "1.0.0") }},
 		{"stopped", "sockets that were stopped stay so over an upgrade, and disabled ones over a reboot too", stopped},
 		{"removed", "removed: sockets and daemon are gone, configuration and state stay; installed again it serves as before", func(t *testing.T, w *world) { removed(t, w, older) }},
-		{"purged", "purged: configuration is gone, the audit log stays, its user's alone, and the package says so", purged},
+		{"purged", "purged: configuration is gone, the audit log stays, its user's alone, and a store and a drop-in of somebody else's; the package says so", purged},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			real.Row(t, area, machine.Server, step.what)
@@ -445,13 +445,15 @@ func removed(t *testing.T, w *world, deb string) {
 
 func purged(t *testing.T, w *world) {
 	out := w.Run("dpkg", "-P", "credential-broker")
-	if !strings.Contains(out, "stay in /var/lib/credential-broker") {
-		t.Error(out)
+	for _, want := range []string{"stay in /var/lib/credential-broker", "stays in /etc/credential-broker;", "stays in /etc/systemd/system/credential-broker.service.d;"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
 	}
 	if got := w.sh("stat -c '%a %U' /var/lib/credential-broker"); got != "700 credential-broker\n" {
 		t.Error(got)
 	}
-	w.sh("test -n \"$(ls /var/lib/credential-broker/audit)\"; ! test -e /etc/credential-broker/broker.yaml")
+	w.sh("test -n \"$(ls /var/lib/credential-broker/audit)\"; ! test -e /etc/credential-broker/broker.yaml; ! test -e /etc/credential-broker/clients.d; test -s /etc/credential-broker/secrets/vdab.age")
 	if left := w.sh("ls /var/lib/credential-broker"); strings.TrimSpace(left) != "audit\nincidents" {
 		t.Errorf("left: %q", left)
 	}
