@@ -70,7 +70,7 @@ func printUnrecorded(out io.Writer, plan *client.Incident, reason string, known 
 	}
 	heading(out, "2. Stop the tokens, if that is what you want")
 	fmt.Fprintln(out, "This stops all hand-outs of this host, of every client; tokens that are out live on:\n"+
-		"  systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service")
+		"  systemctl disable --now credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service")
 	if plan != nil {
 		printRest(out, plan)
 	}

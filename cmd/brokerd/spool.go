@@ -74,7 +74,7 @@ func spool(p paths, in io.Reader, out io.Writer) error {
 
 // stopByHand is what a person does where nothing is contained. The sockets have
 // to go, too: a connection starts the daemon again.
-const stopByHand = "systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service"
+const stopByHand = "systemctl disable --now credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service"
 
 // tellUnknown is for a configuration that cannot be read: what is known without
 // one.

@@ -51,7 +51,7 @@ func TestSpool(t *testing.T) {
 	if code != exitTryAgain || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "ict_iam@vdab.be") || !strings.Contains(out, "BEVEILIGINGSMELDING") || !strings.Contains(out, "+32 2 000 00 00") {
 		t.Errorf("without a state directory: %d\n%s", code, out)
 	}
-	for _, want := range []string{"systemctl stop credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service", "FILL IN: the client id of vdab at VDAB\n", "issued on", "still in use"} {
+	for _, want := range []string{"systemctl disable --now credential-broker.socket credential-broker-admin.socket credential-broker-credential.socket credential-broker.service", "FILL IN: the client id of vdab at VDAB\n", "issued on", "still in use"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -88,7 +88,7 @@ func TestSpool(t *testing.T) {
 	s.stop(syscall.SIGTERM)
 	s.write("broker.yaml", "clients: {")
 	if code, out = s.spool(declaration); code != exitConfig || !strings.HasPrefix(out, "NOT RECORDED: ") || !strings.Contains(out, "--config FILE") || !strings.Contains(out, "- VDAB: ict_iam@vdab.be, security@vdab.be\n") ||
-		!strings.Contains(out, "systemctl stop credential-broker.socket") {
+		!strings.Contains(out, "systemctl disable --now credential-broker.socket") {
 		t.Errorf("without a configuration: %d\n%s", code, out)
 	}
 }

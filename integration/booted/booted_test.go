@@ -3,6 +3,8 @@
 package booted
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -64,8 +66,9 @@ func life(t *testing.T, packages string) {
 		{"enforced", "MemoryMax=, MemorySwapMax=, LimitMEMLOCK=, IPAddressDeny= and RestrictFileSystems= are defied: what nspawn lets pass is listed, and not counted", enforced},
 		{"upgrade", "upgrade under load: no consumer fails, sockets stay up, the new version serves, configuration and audit log go on", func(t *testing.T, w *world) { replaced(t, w, newer, "1.1.0") }},
 		{"downgrade", "downgrade under load, likewise", func(t *testing.T, w *world) { replaced(t, w, older, "1.0.0") }},
+		{"stopped", "sockets that were stopped stay so over an upgrade, and disabled ones over a reboot too", stopped},
 		{"removed", "removed: sockets and daemon are gone, configuration and state stay; installed again it serves as before", func(t *testing.T, w *world) { removed(t, w, older) }},
-		{"purged", "purged: configuration is gone, the audit log stays, its user's alone, and the package says so", purged},
+		{"purged", "purged: configuration is gone, the audit log stays, its user's alone, and a store and a drop-in of somebody else's; the package says so", purged},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			real.Row(t, area, machine.Server, step.what)
@@ -381,6 +384,38 @@ func replaced(t *testing.T, w *world, deb, version string) {
 	w.wantToken("feed.service")
 }
 
+// stopped is what the runbook for leaks ends all hand-outs with, and the brief
+// stop of the page on backups.
+func stopped(t *testing.T, w *world) {
+	is := func(when, want string) {
+		t.Helper()
+		for _, unit := range append([]string{service}, sockets...) {
+			if got := w.Is(unit); got != want {
+				t.Errorf("%s, %s is %s", when, unit, got)
+			}
+		}
+	}
+	units := strings.Join(append(sockets, service), " ")
+	w.sh("systemctl stop " + units)
+	w.Run("dpkg", "-i", "--force-confold", newer)
+	is("stopped, then upgraded", "inactive")
+	w.sh("systemctl start " + service)
+	is("started", "active")
+	runbook, err := os.ReadFile(filepath.Join(real.Root(), "docs", "leak-runbook.md"))
+	disable := "systemctl disable --now " + units
+	if err != nil || !strings.Contains(string(runbook), "\n"+disable+"\n") {
+		t.Fatalf("the runbook does not say %q: %v", disable, err)
+	}
+	w.sh(disable)
+	w.Run("dpkg", "-i", "--force-confold", older)
+	is("disabled, then downgraded", "inactive")
+	w.Reboot()
+	is("disabled, then booted", "inactive")
+	w.sh("systemctl enable -q --now " + service)
+	is("enabled", "active")
+	w.wantToken("feed.service")
+}
+
 func removed(t *testing.T, w *world, deb string) {
 	entries := w.audited()
 	w.Run("dpkg", "-r", "credential-broker")
@@ -397,6 +432,11 @@ func removed(t *testing.T, w *world, deb string) {
 	}
 	w.sh("test -s /etc/credential-broker/clients.d/vdab.yaml; test -s /etc/credential-broker/broker.yaml; test -d /var/lib/credential-broker/audit; ! test -e /usr/bin/broker")
 	w.Run("dpkg", "-i", deb)
+	for _, s := range sockets {
+		if w.Is(s) != "active" {
+			t.Errorf("installed again, %s is %s", s, w.Is(s))
+		}
+	}
 	w.wantToken("feed.service")
 	if n := w.audited(); n <= entries {
 		t.Errorf("%d entries after %d", n, entries)
@@ -405,13 +445,15 @@ func removed(t *testing.T, w *world, deb string) {
 
 func purged(t *testing.T, w *world) {
 	out := w.Run("dpkg", "-P", "credential-broker")
-	if !strings.Contains(out, "stay in /var/lib/credential-broker") {
-		t.Error(out)
+	for _, want := range []string{"stay in /var/lib/credential-broker", "stays in /etc/credential-broker;", "stays in /etc/systemd/system/credential-broker.service.d;"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q: %s", want, out)
+		}
 	}
 	if got := w.sh("stat -c '%a %U' /var/lib/credential-broker"); got != "700 credential-broker\n" {
 		t.Error(got)
 	}
-	w.sh("test -n \"$(ls /var/lib/credential-broker/audit)\"; ! test -e /etc/credential-broker/broker.yaml")
+	w.sh("test -n \"$(ls /var/lib/credential-broker/audit)\"; ! test -e /etc/credential-broker/broker.yaml; ! test -e /etc/credential-broker/clients.d; test -s /etc/credential-broker/secrets/vdab.age")
 	if left := w.sh("ls /var/lib/credential-broker"); strings.TrimSpace(left) != "audit\nincidents" {
 		t.Errorf("left: %q", left)
 	}

@@ -89,4 +89,18 @@ WantedBy=multi-user.target
 		t.Error(out)
 	}
 	note(t, "clean machine", l.text.String())
+	t.Run("purged", func(t *testing.T) {
+		real.Row(t, area, machine.Server, "purged: what broker setup has made is gone, with the sealed login")
+		w.T = t
+		made := w.sh("ls /etc/credstore.encrypted /etc/systemd/system/credential-broker.service.d /etc/credential-broker/clients.d")
+		if !strings.Contains(made, "-role-id\n") || !strings.Contains(made, "-secret-id\n") || !strings.Contains(made, "\nsetup-") || !strings.Contains(made, "\nvdab.yaml\n") {
+			t.Errorf("made: %s", made)
+		}
+		w.sh("echo else >/etc/credstore.encrypted/else")
+		w.Run("dpkg", "-P", "credential-broker")
+		if left := w.sh("ls /etc/credstore.encrypted; ls -d /etc/credential-broker /etc/systemd/system/*credential-broker* 2>/dev/null || true"); left != "else\n" {
+			t.Errorf("left: %s", left)
+		}
+	})
+	w.T = t
 }

@@ -115,6 +115,10 @@ func OpenOutbox(dir, host string, relays []Relay, c clock.Clock) (*Outbox, error
 	return o, nil
 }
 
+// MakeOutbox makes the directory of an outbox that is not open, if need be: there
+// is one in every copy of the state, whether a relay was ever configured or not.
+func MakeOutbox(dir string) error { return store{dir: dir}.open() }
+
 func (o *Outbox) load(name string) (*item, error) {
 	data, err := o.store.get(name)
 	if err != nil {

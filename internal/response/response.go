@@ -136,6 +136,9 @@ func New(o Options, c Config) (*Responder, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := leak.MakeOutbox(filepath.Join(o.Dir, "outbox")); err != nil {
+		return nil, err
+	}
 	r := &Responder{o: o, book: book{Book: records}, opened: make(chan struct{}), contained: map[string]string{}, busy: map[string]bool{},
 		tried: map[string]clock.Reading{}, alarmed: map[string]clock.Reading{}, suspected: map[string]clock.Reading{}, worked: map[string]string{}, tracing: make(chan struct{}, 1)}
 	ids := readIDs(o.Dir)
