@@ -61,6 +61,9 @@ func setupCommand(s *sockets) *cobra.Command {
 				return err
 			}
 			if done != nil {
+				if err != nil {
+					done.Error = problemOf(err)
+				}
 				return errors.Join(printJSON(in.out, done), err)
 			}
 			return errors.Join(printJSON(in.out, problemOf(err)), quiet(exitCode(err)))
@@ -123,6 +126,8 @@ type setupResult struct {
 	Policy  policy.Policy    `json:"policy"`
 	Live    []client.Finding `json:"live,omitempty"` // what broker check --live found
 	Curl    string           `json:"curl"`           // the consumer's first request
+
+	Error *client.Problem `json:"error,omitempty"` // what failed after everything was written
 }
 
 func (in *setupRun) run(ctx context.Context) (*setupResult, error) {
@@ -249,9 +254,17 @@ func indentLines(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n  ") + "\n"
 }
 
+// isSealed says whether a file is a sealed secret, of which nothing is shown.
+func isSealed(list []*credential, f *setupFile) bool {
+	return slices.ContainsFunc(list, func(c *credential) bool { return sealedFile(c.unit) == f.Path })
+}
+
 // show says what will be written, and asks once.
 func (in *setupRun) show(ctx context.Context, done *setupResult, list []*credential) error {
 	for _, f := range done.Files {
+		if in.dryRun && isSealed(list, f) {
+			continue
+		}
 		fmt.Fprintf(in.say, "%-9s  %s\n", f.State, f.Path)
 		if in.dryRun {
 			f.Text = string(f.data)
@@ -259,8 +272,10 @@ func (in *setupRun) show(ctx context.Context, done *setupResult, list []*credent
 		}
 	}
 	if in.dryRun {
-		for _, c := range list {
-			fmt.Fprintf(in.say, "to seal    %s\n", sealedFile(c.unit))
+		for _, f := range done.Files {
+			if isSealed(list, f) && f.State != "unchanged" {
+				fmt.Fprintf(in.say, "to seal    %s\n", f.Path)
+			}
 		}
 		fmt.Fprintln(in.say, "Nothing was written.")
 		return nil

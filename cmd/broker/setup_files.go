@@ -81,14 +81,12 @@ func (in *setupRun) plan(ctx context.Context, list []*credential) ([]*setupFile,
 	fmt.Fprintf(&dropIn, "# The login at the secrets manager %s, sealed for this machine by broker setup.\n[Service]\n", in.get("provider"))
 	for _, c := range list {
 		fmt.Fprintf(&dropIn, "LoadCredentialEncrypted=%s:%s\n", c.unit, sealedFile(c.unit))
-		if in.dryRun {
-			continue
-		}
 		data, err := in.seal(ctx, c)
 		if err != nil {
 			return nil, err
 		}
-		if data == nil {
+		_, err = os.Lstat(in.at(sealedFile(c.unit)))
+		if data == nil && (!in.dryRun || !errors.Is(err, fs.ErrNotExist)) {
 			files = append(files, &setupFile{Path: sealedFile(c.unit), State: "unchanged"})
 			continue
 		}

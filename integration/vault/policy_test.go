@@ -80,6 +80,14 @@ func TestLoginEnd(t *testing.T) {
 	if what, hours := end(c.approle(t)); what != "the secret-id" || hours < 47 || hours > 49 {
 		t.Error(what, hours)
 	}
+	p := open(t, c.config(c.approle(t)), clock.System{}).(providers.Perishable)
+	if _, _, err := p.LoginEnd(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.must(t, "POST", "auth/approle/role/broker/secret-id/destroy", obj{"secret_id": c.secretID})
+	if _, _, err := p.LoginEnd(t.Context()); providers.KindOf(err) != providers.LoginFailed {
+		t.Error("the secret-id is gone:", err)
+	}
 	for _, k := range []struct {
 		make       obj
 		least, max float64

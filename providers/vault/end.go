@@ -78,12 +78,18 @@ func (p *provider) secretIDEnd(ctx context.Context) (time.Time, error) {
 		return time.Time{}, malformed()
 	}
 	var got struct {
-		Data struct {
+		Data *struct {
 			Expires time.Time `json:"expiration_time"` // the year 1: never
 		}
 	}
-	err = p.lookUp(ctx, "auth/"+p.conf.Auth.mount()+"/role/"+url.PathEscape(me.Meta.Role)+"/secret-id/lookup", body, &got)
-	return got.Data.Expires, err
+	if err = p.lookUp(ctx, "auth/"+p.conf.Auth.mount()+"/role/"+url.PathEscape(me.Meta.Role)+"/secret-id/lookup", body, &got); err != nil {
+		return time.Time{}, err
+	}
+	if got.Data == nil { // Vault answers 204 for a secret-id that it does not have
+		return time.Time{}, fail(providers.LoginFailed, "Vault does not have the secret-id any more: it is used up, destroyed or of another role, and the next login fails",
+			"replace it (broker setup seals the next one)")
+	}
+	return got.Data.Expires, nil
 }
 
 // lookUp makes one call about our own login. An answer without content is none.

@@ -29,6 +29,12 @@ func TestLoginEnd(t *testing.T) {
 		_, _, err := ask(t, f, f.config(t))
 		wantKind(t, err, providers.Denied, "auth/approle/role/hosts/secret-id/lookup")
 	})
+	t.Run("secret-id is gone", func(t *testing.T) {
+		f := newFake(t)
+		f.secretIDGone = true
+		_, _, err := ask(t, f, f.config(t))
+		wantKind(t, err, providers.LoginFailed, "does not have the secret-id any more")
+	})
 	t.Run("no secret-id", func(t *testing.T) {
 		f := newFake(t)
 		c := f.config(t)

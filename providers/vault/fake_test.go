@@ -65,7 +65,9 @@ type fake struct {
 	n         int
 
 	secretIDEnd time.Time // zero: it never ends
-	afterWrite  string    // what another writer stores after each write to KV 1
+
+	secretIDGone bool   // whoever is logged in stays so
+	afterWrite   string // what another writer stores after each write to KV 1
 }
 
 type engine struct {
@@ -259,7 +261,7 @@ func (f *fake) authenticated(w http.ResponseWriter, r *http.Request, path string
 		switch {
 		case r.Method != http.MethodPut || str(body["secret_id"]) == "":
 			reply(w, 400, "missing secret_id")
-		case str(body["secret_id"]) != secretID:
+		case str(body["secret_id"]) != secretID || f.secretIDGone:
 			w.WriteHeader(http.StatusNoContent)
 		default:
 			give(w, 200, "data", map[string]any{"expiration_time": f.secretIDEnd, "secret_id_num_uses": 0})
