@@ -40,8 +40,9 @@ func startMailing(ts *testscript.TestScript, i *issuerOf) {
 }
 
 // talk is "talk CODE PLAY COMMAND…": it runs a command on a terminal, and plays
-// the lines of a file: "< TEXT" waits for that text, "> TEXT" types it. What the
-// terminal showed is in the file terminal.
+// the lines of a file: "< TEXT" waits for that text, "> TEXT" types it, or pastes
+// it, where \n is the end of a line and ^D at the end the key. What the terminal
+// showed is in the file terminal.
 func talk(ts *testscript.TestScript, _ bool, args []string) {
 	ours, theirs := input(ts, true)
 	cmd := exec.Command(filepath.Join(filepath.SplitList(ts.Getenv("PATH"))[0], args[2]), args[3:]...)
@@ -59,7 +60,8 @@ func talk(ts *testscript.TestScript, _ bool, args []string) {
 	for line := range strings.Lines(ts.ReadFile(args[1])) {
 		what, text, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if what == ">" {
-			_, err := io.WriteString(ours, text+"\n")
+			text = strings.ReplaceAll(text, `\n`, "\n") + "\n"
+			_, err := io.WriteString(ours, strings.Replace(text, "^D\n", "\x04", 1))
 			ts.Check(err)
 		} else if !shown.await(text) {
 			ts.Fatalf("it does not say %q:\n%s", text, shown.b.String())

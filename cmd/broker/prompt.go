@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,8 +13,12 @@ import (
 // maxLine bounds what is read from a prompt, in bytes.
 const maxLine = 16 << 10
 
+// pasteTime is how long a terminal may take between the pieces of one paste.
+const pasteTime = 50 * time.Millisecond
+
 // hide keeps a terminal from showing what is typed, until show is called. What
-// is no terminal shows nothing anyhow.
+// nobody has read by then is discarded: the rest of a paste is for no other
+// question, and for no shell. What is no terminal shows nothing anyhow.
 func hide(in *os.File) (show func(), err error) {
 	fd := int(in.Fd())
 	shown, err := unix.IoctlGetTermios(fd, unix.TCGETS)
@@ -25,7 +30,38 @@ func hide(in *os.File) (show func(), err error) {
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &hidden); err != nil {
 		return nil, errors.New("the terminal cannot hide what is typed: give it on standard input")
 	}
-	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, shown) }, nil
+	return func() {
+		discard(in)
+		_ = unix.IoctlSetTermios(fd, unix.TCSETS, shown)
+	}, nil
+}
+
+// discard takes from a terminal what was typed ahead, or is still coming out of
+// a paste, and says whether there was any.
+func discard(in *os.File) (found bool) {
+	fd := int(in.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return false
+	}
+	raw := *before // so that a line without its end counts too
+	raw.Lflag &^= unix.ICANON | unix.ECHO | unix.ECHONL
+	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
+	if unix.IoctlSetTermios(fd, unix.TCSETS, &raw) != nil {
+		return false
+	}
+	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
+	for range 40 { // somebody who goes on typing gets back at last
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(pasteTime.Milliseconds()))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if n <= 0 || unix.IoctlSetInt(fd, unix.TCFLSH, unix.TCIFLUSH) != nil {
+			break
+		}
+		found = true
+	}
+	return found
 }
 
 // readLine reads one line, or what there is of it, until ctx ends.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,7 +178,13 @@ func (in *setupRun) start() error {
 			*in.text[flag] = text
 		}
 	}
-	in.root = in.get("root")
+	if in.root = in.get("root"); in.root != "" {
+		root, err := filepath.Abs(in.root)
+		if err != nil {
+			return err
+		}
+		in.root = root
+	}
 	if isTerminal(in.stdin) {
 		in.person = in.stdin
 	}

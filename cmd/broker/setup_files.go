@@ -97,7 +97,11 @@ func (in *setupRun) plan(ctx context.Context, list []*credential) ([]*setupFile,
 		files = append(files, f)
 	}
 	if len(list) > 0 {
-		f, err := in.file(dropInDir+"setup-"+in.get("provider")+".conf", []byte(dropIn.String()), 0o644, true)
+		name := in.get("provider")
+		if in.manager.name == "systemd" { // each client has a credential of its own
+			name += "-" + in.get("path")
+		}
+		f, err := in.file(dropInDir+"setup-"+name+".conf", []byte(dropIn.String()), 0o644, true)
 		if err != nil {
 			return nil, err
 		}

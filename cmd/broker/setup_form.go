@@ -4,19 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
+
+	"credentialbroker/internal/policy"
 )
 
 // An ask is one answer that is wanted: the flag that gives it, and the question
 // to a person.
 type ask struct {
 	flag, question string
-	key            string // in the provider's section; empty: it does not stand there
-	fallback       string // what Enter means
-	proposed       bool   // and nothing else does: a flag is wanted without a person
-	optional       bool   // Enter means nothing
-	quiet          bool   // nobody is asked: a flag alone
+	key            string             // in the provider's section; empty: it does not stand there
+	fallback       string             // what Enter means
+	proposed       bool               // and nothing else does: a flag is wanted without a person
+	optional       bool               // Enter means nothing
+	quiet          bool               // nobody is asked: a flag alone
+	check          func(string) error // a person is asked again; nil: any answer will do
 }
 
 // A sealedForm is one secret of a login.
@@ -48,9 +52,9 @@ func managers() []managerForm {
 	}
 	return []managerForm{
 		{"vault", "HashiCorp Vault, OpenBao", []ask{
-			{flag: "address", question: "Address, as in https://vault.corp.example:8200", key: "address"},
+			{flag: "address", question: "Address, as in https://vault.corp.example:8200", key: "address", check: secureURL},
 			{flag: "namespace", question: "Namespace (Enter: none)", key: "namespace", optional: true},
-			{flag: "kv", question: "Version of the KV engine", key: "kv", fallback: "2"},
+			{flag: "kv", question: "Version of the KV engine", key: "kv", fallback: "2", check: kvVersion},
 			{flag: "ca-file", question: "File with the authority of its certificate (Enter: the machine's own)", key: "ca_file", optional: true},
 			proxy}, []loginForm{
 			{name: "approle", title: "AppRole: role-id and secret-id", secrets: []sealedForm{
@@ -65,7 +69,7 @@ func managers() []managerForm {
 				{"access-key-id", "Access key id", "auth.static.access_key_id_file"}, {"secret-access-key", "Secret access key", "auth.static.secret_access_key_file"}}},
 			{name: "default", title: "what the SDK finds"},
 		}},
-		{"azure", "Azure Key Vault", []ask{{flag: "vault-url", question: "URL of the vault, as in https://corp.vault.azure.net", key: "vault_url"}, ca, proxy}, []loginForm{
+		{"azure", "Azure Key Vault", []ask{{flag: "vault-url", question: "URL of the vault, as in https://corp.vault.azure.net", key: "vault_url", check: secureURL}, ca, proxy}, []loginForm{
 			{name: "managed-identity", title: "the managed identity of the machine", bare: "auth.managed_identity={}"},
 			{name: "client-certificate", title: "an application with a certificate", asks: entra("client_certificate"), secrets: []sealedForm{
 				{"certificate", "Certificate and private key, PEM", "auth.client_certificate.certificate_file"}}},
@@ -134,6 +138,14 @@ func (in *setupRun) form(ctx context.Context) error {
 	}
 	in.login = in.manager.logins[slices.Index(in.manager.loginNames(), name)]
 	for _, a := range slices.Concat(in.login.asks, clientAsks(manager)) {
+		switch a.flag {
+		case "client":
+			a.check = func(text string) error { return nameProblem("client", text) }
+		case "preset":
+			a.check = func(text string) error { _, err := in.preset(ctx, text); return err }
+		case "path":
+			a.check = in.pathProblem
+		}
 		if err := in.ask(ctx, a); err != nil {
 			return err
 		}
@@ -142,18 +154,31 @@ func (in *setupRun) form(ctx context.Context) error {
 		return err
 	}
 	if len(in.allow) == 0 {
-		text, err := in.answer(ctx, ask{flag: "allow", question: "Who may have its tokens, as in user=batch or unit=php8.2-fpm.service,user=web"})
-		if err != nil {
+		if err := in.askAllow(ctx); err != nil {
 			return err
-		}
-		if text != "" {
-			in.allow = []string{text}
 		}
 	}
 	if len(in.missing) > 0 {
 		return usageError{fmt.Errorf("nobody is there to ask: give %s; broker setup --help lists them. Nothing was written", strings.Join(in.missing, ", "))}
 	}
 	return in.valid()
+}
+
+// askAllow asks for entries until there is no other.
+func (in *setupRun) askAllow(ctx context.Context) error {
+	a := ask{flag: "allow", question: "Who may have its tokens, as in user=batch or unit=php8.2-fpm.service,user=web",
+		check: func(text string) error { _, err := entry(text); return err }}
+	for {
+		text, err := in.answer(ctx, a)
+		if err != nil || text == "" {
+			return err
+		}
+		in.allow = append(in.allow, text)
+		if in.person == nil {
+			return nil
+		}
+		a.question, a.optional = "Who else (Enter: nobody)", true
+	}
 }
 
 // ofPreset asks for what the preset leaves open.
@@ -169,7 +194,7 @@ func (in *setupRun) ofPreset(ctx context.Context) error {
 		return facts[key] == nil && !slices.ContainsFunc(in.set, func(s string) bool { return strings.HasPrefix(s, key+"=") })
 	}
 	if in.get("preset") == "oauth2" && open("token_endpoint") && open("issuer") {
-		url, err := in.answer(ctx, ask{flag: "set token_endpoint", question: "Token endpoint (URL)"})
+		url, err := in.answer(ctx, ask{flag: "set token_endpoint", question: "Token endpoint (URL)", check: secureURL})
 		if err != nil {
 			return err
 		}
@@ -217,9 +242,18 @@ func (in *setupRun) answer(ctx context.Context, a ask) (string, error) {
 		if line = strings.TrimSpace(line); line == "" {
 			line = a.fallback
 		}
-		if line != "" || a.optional {
-			return line, nil
+		if line == "" && !a.optional {
+			continue
 		}
+		if line != "" && a.check != nil {
+			if err := a.check(line); ctx.Err() != nil {
+				return "", interrupted()
+			} else if err != nil {
+				fmt.Fprintf(in.say, "Not taken: %s.\n", explain(err))
+				continue
+			}
+		}
+		return line, nil
 	}
 }
 
@@ -266,12 +300,12 @@ func interrupted() error {
 // more than a value. The configuration's own rules are broker check's.
 func (in *setupRun) valid() error {
 	for _, flag := range []string{"provider", "client"} {
-		if !plainName(in.get(flag)) {
-			return usageError{fmt.Errorf("--%s %q: want letters, digits, - and _", flag, in.get(flag))}
+		if err := nameProblem(flag, in.get(flag)); err != nil {
+			return err
 		}
 	}
-	if in.manager.name == "systemd" && !plainName(in.get("path")) { // it is a file's name too
-		return usageError{fmt.Errorf("--path %q: want letters, digits, - and _", in.get("path"))}
+	if err := in.pathProblem(in.get("path")); err != nil {
+		return err
 	}
 	for flag, text := range in.text {
 		if strings.ContainsFunc(*text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -288,6 +322,49 @@ func (in *setupRun) valid() error {
 		if _, err := entry(a); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// pathProblem refuses what is no name of a secret: Vault's commands and its API
+// write the same one with a mount or data/ before it.
+func (in *setupRun) pathProblem(path string) error {
+	if in.manager.name == "systemd" { // it is a file's name too
+		return nameProblem("path", path)
+	}
+	if in.manager.name == "vault" {
+		mount := strings.Trim(in.get("mount"), "/") + "/"
+		for _, wrong := range []string{"/", mount + "data/", mount, "data/"} {
+			if rest, ok := strings.CutPrefix(path, wrong); ok && (wrong != "data/" || in.get("kv") != "1") {
+				return usageError{fmt.Errorf("--path %s: leave %s out, which is not of the secret's name: %s", path, wrong, rest)}
+			}
+		}
+	}
+	if _, err := policy.For(in.manager.name, policy.Place{Path: path}, false); err != nil {
+		return usageError{fmt.Errorf("--path: %w", err)}
+	}
+	return nil
+}
+
+func nameProblem(flag, text string) error {
+	if !plainName(text) {
+		return usageError{fmt.Errorf("--%s %q: want letters, digits, - and _", flag, text)}
+	}
+	return nil
+}
+
+// secureURL is asked of a person alone; the configuration's rules know more.
+func secureURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || u.Hostname() == "" || u.Scheme != "https" {
+		return errors.New("want a URL that begins with https://")
+	}
+	return nil
+}
+
+func kvVersion(text string) error {
+	if text != "1" && text != "2" {
+		return errors.New("want 1 or 2")
 	}
 	return nil
 }

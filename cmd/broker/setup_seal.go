@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +38,7 @@ type credential struct {
 // yet.
 func (in *setupRun) credentials() (list []*credential) {
 	if in.manager.name == "systemd" {
-		return []*credential{{form: sealedForm{name: "bundle", question: "The client's fields, as one JSON object on one line"}, unit: in.get("path")}}
+		return []*credential{{form: sealedForm{name: "bundle", question: "The client's fields, as one JSON object"}, unit: in.get("path")}}
 	}
 	for _, s := range in.login.secrets {
 		list = append(list, &credential{form: s, unit: in.get("provider") + "-" + s.name})
@@ -62,7 +63,7 @@ func (in *setupRun) readCredentials(ctx context.Context, list []*credential) err
 			if c.form.name != name {
 				continue
 			}
-			if c.value, err = in.readFrom(ctx, name, from[name], lines > 1); err != nil {
+			if c.value, err = in.readFrom(ctx, c.form, from[name], lines > 1); err != nil {
 				return err
 			}
 		}
@@ -111,12 +112,12 @@ func (in *setupRun) sources(list []*credential) (from map[string]string, order [
 }
 
 // readFrom reads a secret: one line of standard input, if that has several.
-func (in *setupRun) readFrom(ctx context.Context, name, file string, oneLine bool) (secret.Secret, error) {
+func (in *setupRun) readFrom(ctx context.Context, form sealedForm, file string, oneLine bool) (secret.Secret, error) {
 	f := in.stdin
 	if file != "-" {
 		opened, err := os.Open(file)
 		if err != nil {
-			return secret.Secret{}, failure{exitData, fmt.Errorf("the file of --credential %s=… cannot be read: %w; nothing was written", name, reasonOf(err))}
+			return secret.Secret{}, failure{exitData, fmt.Errorf("the file of --credential %s=… cannot be read: %w; nothing was written", form.name, reasonOf(err))}
 		}
 		defer opened.Close()
 		f = opened
@@ -132,12 +133,15 @@ func (in *setupRun) readFrom(ctx context.Context, name, file string, oneLine boo
 	case ctx.Err() != nil:
 		return secret.Secret{}, interrupted()
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
-		return secret.Secret{}, failure{exitData, fmt.Errorf("--credential %s=…: %w; nothing was written", name, reasonOf(err))}
+		return secret.Secret{}, failure{exitData, fmt.Errorf("--credential %s=…: %w; nothing was written", form.name, reasonOf(err))}
 	}
 	defer clear(text)
 	trimmed := bytes.TrimRight(text, "\r\n")
 	if len(trimmed) == 0 || len(text) == maxLogin {
-		return secret.Secret{}, failure{exitData, fmt.Errorf("--credential %s=…: there is nothing in it, or too much; nothing was written", name)}
+		return secret.Secret{}, failure{exitData, fmt.Errorf("--credential %s=…: there is nothing in it, or too much; nothing was written", form.name)}
+	}
+	if problem := form.problem(bytes.TrimSpace(trimmed)); problem != "" {
+		return secret.Secret{}, failure{exitData, fmt.Errorf("--credential %s=…: %s; nothing was written", form.name, problem)}
 	}
 	return secret.New(bytes.Clone(trimmed)), nil
 }
@@ -160,17 +164,64 @@ func (in *setupRun) prompt(ctx context.Context, c *credential) error {
 		return err
 	}
 	defer show()
+	how, keep := "nothing shows", "Enter"
+	if c.form.long() {
+		how, keep = "nothing shows; paste it, then Enter and Ctrl-D", "Ctrl-D"
+	}
+	if there {
+		how += "; " + keep + " keeps the sealed one"
+	}
 	for {
-		fmt.Fprintf(in.say, "%s (nothing shows%s): ", c.form.question, map[bool]string{true: "; Enter keeps the sealed one"}[there])
-		line, err := readBytes(ctx, in.person)
-		if err != nil {
+		fmt.Fprintf(in.say, "%s (%s): ", c.form.question, how)
+		text, err := in.typed(ctx, c.form)
+		if err != nil || c.form.long() && len(text) == 0 && !there {
 			return interrupted()
 		}
-		if c.value = secret.New(bytes.Clone(bytes.TrimSpace(line))); there || !c.value.Empty() {
-			clear(line)
+		problem := c.form.problem(text)
+		if !c.form.long() && discard(in.person) {
+			problem = "it has several lines, and one is wanted"
+		}
+		switch {
+		case len(text) == 0 && problem == "" && there:
+			return nil
+		case len(text) > 0 && problem == "":
+			c.value = secret.New(bytes.Clone(text))
+			clear(text)
 			return nil
 		}
+		clear(text)
+		if problem != "" {
+			fmt.Fprintln(in.say, "Not taken: "+problem+".")
+		}
 	}
+}
+
+// typed is what a person types without echo: one line, or until Ctrl-D.
+func (in *setupRun) typed(ctx context.Context, f sealedForm) (text []byte, err error) {
+	if f.long() {
+		text, err = readAll(ctx, in.person, maxLogin)
+	} else if text, err = readBytes(ctx, in.person); errors.Is(err, io.ErrUnexpectedEOF) {
+		text, err = nil, errors.New("Ctrl-D")
+	}
+	return bytes.TrimSpace(text), err
+}
+
+// long says whether a secret has several lines that a person can paste.
+func (f sealedForm) long() bool { return f.name == "identity" || f.name == "bundle" }
+
+// problem says what is wrong with the look of a secret; nothing, of an empty one.
+func (f sealedForm) problem(text []byte) string {
+	pem := strings.Contains(f.question, "PEM") || strings.HasSuffix(f.question, "JSON")
+	switch {
+	case len(text) == 0 || pem:
+	case f.name == "identity" && !bytes.HasPrefix(text, []byte("AGE-SECRET-KEY-")) && !bytes.Contains(text, []byte("\nAGE-SECRET-KEY-")):
+		return "it is no age identity, which has a line that begins with AGE-SECRET-KEY-"
+	case f.name == "bundle" && (text[0] != '{' || !json.Valid(text)):
+		return "it is no JSON object, or not a whole one; a terminal takes 4095 characters a line: a longer one has to come from --credential bundle=FILE"
+	case !f.long() && bytes.ContainsAny(text, "\r\n"):
+		return "it has several lines, and one is wanted"
+	}
+	return ""
 }
 
 // promptFile asks for the name of a file: what it holds has more than one line.
@@ -179,7 +230,7 @@ func (in *setupRun) promptFile(ctx context.Context, c *credential, there bool) e
 	if err != nil || name == "" {
 		return err
 	}
-	c.value, err = in.readFrom(ctx, c.form.name, name, false)
+	c.value, err = in.readFrom(ctx, c.form, name, false)
 	return err
 }
 

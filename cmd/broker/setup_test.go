@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 func setupOf(answers map[string]string) *setupRun {
@@ -21,6 +23,41 @@ func setupOf(answers map[string]string) *setupRun {
 		*in.text[flag] = text
 	}
 	return in
+}
+
+// TestHide: what was pasted beyond the line that was asked for neither shows nor
+// waits for the shell.
+func TestHide(t *testing.T) {
+	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	must(t, err)
+	defer ours.Close()
+	n, err := unix.IoctlGetInt(int(ours.Fd()), unix.TIOCGPTN)
+	must(t, err, unix.IoctlSetPointerInt(int(ours.Fd()), unix.TIOCSPTLCK, 0))
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	must(t, err)
+	defer terminal.Close()
+	show, err := hide(terminal)
+	must(t, err)
+	_, err = ours.WriteString("first\nthe-second\nthe-third, without its end")
+	must(t, err)
+	line, err := readBytes(t.Context(), terminal)
+	if show(); err != nil || string(line) != "first" {
+		t.Errorf("%q, %v", line, err)
+	}
+	_, err = ours.WriteString("typed\n")
+	must(t, err)
+	if line, err := readLine(t.Context(), terminal); line != "typed" {
+		t.Errorf("the next one to read gets %q, %v", line, err)
+	}
+	text, buf := "", make([]byte, 1<<10)
+	for !strings.Contains(text, "typed") {
+		n, err := ours.Read(buf)
+		must(t, err)
+		text += string(buf[:n])
+	}
+	if strings.Contains(text, "the-") {
+		t.Errorf("the terminal shows %q", text)
+	}
 }
 
 // TestSetupWrite: a file that cannot be written leaves all as it was.
