@@ -112,6 +112,9 @@ func TestRejectByStatus(t *testing.T) {
 			c.Issuer, c.Headers, c.KeyRejected = nil, []Header{{"X-IBM-Client-Id", "{api_key}"}}, nil
 			c.Allow[0].Surfaces = []access.Surface{access.APIKey}
 		})
+		if _, err := w.get(Request{Surface: access.APIKey}); err != nil { // a key that was handed out
+			w.t.Fatal(err)
+		}
 		_, err := w.b.Reject(w.t.Context(), w.caller, Rejection{Client: "vdab", Status: 401})
 		wantCode(w.t, err, client.APIKeyRejected)
 		if s := w.b.Status()[0]; s.KeyComplaints != 1 {
