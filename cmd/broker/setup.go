@@ -50,7 +50,9 @@ func setupCommand(s *sockets) *cobra.Command {
 			"  vault write -f -field=secret_id auth/approle/role/credential-broker/secret-id | broker setup --yes --json \\\n" +
 			"    --manager vault --address https://vault.corp.example:8200 --credential role-id=role-id.txt --credential secret-id=- \\\n" +
 			"    --client vdab --preset vdab-test --path vdab/test --contact it@corp.example --purpose vacancies --allow unit=php8.2-fpm.service,user=web\n" +
-			"  age-keygen | broker setup --yes --manager file --credential identity=- --client vdab --preset vdab-test --path vdab \\\n" +
+			"  age-keygen -o identity.txt; age-keygen -y identity.txt >/etc/credential-broker/recipients.txt\n" +
+			"  install -d /etc/credential-broker/secrets; broker setup --yes --manager file --credential identity=identity.txt \\\n" +
+			"    --set-manager recipients_file=/etc/credential-broker/recipients.txt --client vdab --preset vdab-test --path vdab \\\n" +
 			"    --contact it@corp.example --purpose vacancies --allow user=batch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			in.out, in.say = cmd.OutOrStdout(), cmd.OutOrStdout()
@@ -332,7 +334,11 @@ func (in *setupRun) finish(ctx context.Context, done *setupResult) error {
 		err = failure{exitUnavailable, errors.New("everything is written, and not everything works yet: see what is said above; then run broker check --live")}
 	}
 	if empty {
-		fmt.Fprintf(in.say, "\nThe policy has to be in force, and what the issuer sent is stored with: broker intake FILE %s\n", in.get("client"))
+		how := ""
+		if in.manager.name == "file" {
+			how = "--identity-file IDENTITY " // the sealed one is the daemon's alone
+		}
+		fmt.Fprintf(in.say, "\nThe policy has to be in force, and what the issuer sent is stored with: broker intake %sFILE %s\n", how, in.get("client"))
 	}
 	if !live && err == nil && done.Changed {
 		fmt.Fprintln(in.say, "Then: systemctl daemon-reload; systemctl restart credential-broker; broker check --live")
@@ -362,6 +368,10 @@ func (in *setupRun) take(ctx context.Context, done *setupResult) error {
 	}
 	_, err1 := systemctl(ctx, "enable", daemonUnit)
 	_, err2 := systemctl(ctx, how, daemonUnit)
+	if err2 != nil { // systemctl says no more than that it failed
+		why, _ := exec.CommandContext(ctx, "journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=5", "--unit="+daemonUnit).Output()
+		err2 = fmt.Errorf("%w\nits journal ends with:\n%s", err2, indentLines(string(why)))
+	}
 	return errors.Join(err1, err2)
 }
 
