@@ -187,7 +187,7 @@ func (c *cachedClient) entry(want oidc.Request, now clock.Reading) (*entry, erro
 func makeRoom(m map[oidc.Request]*entry, now clock.Reading) bool {
 	for k, e := range m {
 		e.mu.Lock()
-		idle := e.held.Load() == nil && e.flight == nil && (e.refused == nil || now.Sub(e.until) > longPatience)
+		idle := e.held.Load() == nil && e.carried.Load() == nil && e.flight == nil && (e.refused == nil || now.Sub(e.until) > longPatience)
 		e.mu.Unlock()
 		if idle {
 			delete(m, k)
