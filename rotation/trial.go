@@ -21,7 +21,7 @@ import (
 //     that the version that then comes is installed with this proof.
 
 const (
-	trialPause  = 65 * time.Second // after a refusal of the same; it doubles with each. Issuers keep published keys for a minute
+	trialPause  = time.Minute      // after a refusal of the same; it doubles with each
 	trialRest   = time.Hour        // is the longest pause
 	notStored   = "(not stored)"   // in place of a version
 	trialPrefix = "try/"           // which no version begins with

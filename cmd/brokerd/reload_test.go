@@ -28,6 +28,9 @@ func TestReloadWholeOrNot(t *testing.T) {
 	}
 	defer consumer.Close()
 	defer admin.Close()
+	if err := os.Remove(s.path("state", "outbox")); err != nil {
+		t.Fatal(err)
+	}
 	s.write("state/outbox", "in the way")
 	s.write("broker.yaml", strings.Replace(s.config(), "  closed:", "  opened:", 1)+leakYAML)
 	if _, err := d.reload(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "the old configuration stays") {

@@ -29,7 +29,7 @@ const (
 	pendingCertificate = rotation.Pending + fieldCertificate
 	pendingKeyID       = rotation.Pending + fieldKeyID // always there, so that nobody needs the key to name it
 
-	keyPause = time.Minute // between two questions to the issuer about one key
+	keyPause = 65 * time.Second // between two questions to the issuer about one key: many keep what is published for a minute
 )
 
 // RotateKey takes the rotation of a client's key one step on: it makes a

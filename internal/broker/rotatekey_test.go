@@ -101,7 +101,7 @@ func TestRotateKey(t *testing.T) {
 	inKeyWorld(t, nil, func(w *keyWorld) {
 		pending := w.rotate(client.KeyRotation{})
 		if pending.State != client.KeyPending || pending.Old != w.old.KeyID || pending.Key.KeyID == w.old.KeyID || pending.Key.Algorithm != "ES256" ||
-			pending.RetryAfter != 60 || pending.Key.Version != "3" || pending.Key.Certificate != "" || strings.Contains(string(pending.Key.JWK), `"d"`) {
+			pending.RetryAfter != 65 || pending.Key.Version != "3" || pending.Key.Certificate != "" || strings.Contains(string(pending.Key.JWK), `"d"`) {
 			w.t.Errorf("%+v", pending)
 		}
 		w.wantFields("3", "client_id", "pending_key_id", "pending_private_key", "private_key")
@@ -118,12 +118,12 @@ func TestRotateKey(t *testing.T) {
 			w.t.Errorf("%+v", s)
 		}
 		refused := w.rotate(probe())
-		if refused.State != client.KeyPending || refused.RetryAfter != 60 || !strings.Contains(refused.Reason, "invalid_client") || refused.Key.KeyID != pending.Key.KeyID {
+		if refused.State != client.KeyPending || refused.RetryAfter != 65 || !strings.Contains(refused.Reason, "invalid_client") || refused.Key.KeyID != pending.Key.KeyID {
 			w.t.Errorf("%+v", refused)
 		}
 		w.knows(w.old, pending.Key)
 		before := w.acm.Stats()
-		if early := w.rotate(probe()); early.State != client.KeyPending || early.RetryAfter < 60 || w.acm.Stats().Requests != before.Requests {
+		if early := w.rotate(probe()); early.State != client.KeyPending || early.RetryAfter < 65 || w.acm.Stats().Requests != before.Requests {
 			w.t.Errorf("asked twice within a minute: %+v", early)
 		}
 		time.Sleep(time.Minute)
@@ -223,7 +223,7 @@ func TestRotateKeyBudget(t *testing.T) {
 			if !time.Now().Before(next) {
 				before := w.acm.Stats().Refused
 				out := w.rotate(probe())
-				if out.State != client.KeyPending || out.RetryAfter < 60 {
+				if out.State != client.KeyPending || out.RetryAfter < 65 {
 					w.t.Fatalf("%+v", out)
 				}
 				next = time.Now().Add(time.Duration(out.RetryAfter) * time.Second)
