@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"errors"
 	"io"
 	"maps"
@@ -247,6 +248,21 @@ func TestAPIKeyOnly(t *testing.T) {
 		}
 		if n := w.issuer.Stats().Requests; n != 0 {
 			t.Errorf("%d requests to an issuer", n)
+		}
+	})
+}
+
+// What whoever waited has given up is no hand-over.
+func TestGivenUpIsNotCounted(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.mustGet() // on record
+		h := w.b.clients.Load().byName["vdab"].all()[0].held.Load()
+		before := testutil.ToFloat64(w.b.metrics.handovers)
+		ctx, cancel := context.WithCancel(w.t.Context())
+		cancel()
+		err := w.b.handOver(ctx, taker{caller: w.caller}, access.Token, &h.holding, w.b.o.Clock.Now())
+		if n := testutil.ToFloat64(w.b.metrics.handovers); !errors.Is(err, context.Canceled) || n != before {
+			w.t.Errorf("%v, %v hand-overs", err, n-before)
 		}
 	})
 }
