@@ -626,3 +626,20 @@ func FuzzCarried(f *testing.F) {
 		}
 	})
 }
+
+// Room for another scope is not made of a token that waits.
+func TestWaitingTokenKeepsItsPlace(t *testing.T) {
+	m := map[oidc.Request]*entry{{}: {}}
+	for e := range maps.Values(m) {
+		e.carried.Store(&carried{})
+	}
+	if makeRoom(m, clock.Reading{}) {
+		t.Error("it is gone")
+	}
+	for e := range maps.Values(m) {
+		e.carried.Store(nil)
+	}
+	if !makeRoom(m, clock.Reading{}) {
+		t.Error("nothing waits, and there is no room")
+	}
+}
